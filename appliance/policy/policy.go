@@ -1,0 +1,85 @@
+// Package policy is the one definition of what sidegate decides: rules, flows and verdicts.
+//
+// Policy.Match is the specification. Tables.Match is the form that the kernel executes, and the
+// BPF program in bpf/policy.h is its third rendering; the tests hold all three equal.
+// The package is pure: it imports only the standard library and has no state.
+package policy
+
+import (
+	"net/netip"
+	"strconv"
+)
+
+// Verdict is what happens to a flow. The zero value is invalid, in Go and in BPF.
+type Verdict uint8
+
+// The verdicts, numbered as in bpf/types.h (enum verdict).
+const (
+	Direct Verdict = iota + 1 // the kernel forwards it, untranslated
+	Proxy                     // our transparent proxy carries it to an outbound
+	Block                     // dropped, or refused where the rule says reject
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Direct:
+		return "direct"
+	case Proxy:
+		return "proxy"
+	case Block:
+		return "block"
+	}
+	return "invalid(" + strconv.Itoa(int(v)) + ")"
+}
+
+// Network is the transport protocol of a flow as rules see it. Its zero value is every protocol that
+// is neither TCP nor UDP: such a flow has no ports and cannot be proxied.
+type Network uint8
+
+// The networks that a rule can name; the numbers are the IP protocol numbers.
+const (
+	TCP Network = 6
+	UDP Network = 17
+)
+
+func (n Network) String() string {
+	switch n {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	}
+	return "other"
+}
+
+// MAC is an Ethernet address. The zero value means unknown: the packet came from an interface
+// without link-layer addresses.
+type MAC [6]byte
+
+// Flow is everything that a rule can look at. IPv4 addresses are in their 4-byte form.
+type Flow struct {
+	Network             Network
+	Source, Destination netip.AddrPort // ports are 0 where the protocol has none
+	DSCP                uint8          // 0–63
+	SourceMAC           MAC            // zero: unknown
+	Interface           string         // where it came in; empty: unknown
+	Names               []string       // names known for the destination; empty: unknown
+	Process             string         // base name of the gateway's own process; empty: not a local flow
+}
+
+// The outbound names that no configuration can define.
+const (
+	OutboundDirect = "direct"
+	OutboundBlock  = "block"
+)
+
+// MaxRules is the number of rules that the bit vectors hold: 16 words of 64.
+const MaxRules = 1024
+
+// Decision is the outcome for one flow.
+type Decision struct {
+	Verdict   Verdict
+	Outbound  string // OutboundDirect, OutboundBlock, or the name of an outbound or group
+	Rule      int    // index in Policy.Rules; -1 is the default
+	Ambiguous bool   // the flow's names lead to different verdicts or outbounds; Rule is the first of them
+}
