@@ -83,3 +83,36 @@ type Decision struct {
 	Rule      int    // index in Policy.Rules; -1 is the default
 	Ambiguous bool   // the flow's names lead to different verdicts or outbounds; Rule is the first of them
 }
+
+// Policy is an ordered list of rules: the first that matches a flow decides, and Default where none does.
+type Policy struct {
+	Rules   []Rule
+	Default string  // an outbound name
+	Geo     GeoData // nil: a rule with geosite or geoip is an error
+}
+
+// Rule leads the flows that it matches to an outbound. Conditions of one dimension are alternatives,
+// different dimensions must all hold, and none of Not may.
+type Rule struct {
+	Name     string // may be empty
+	Is, Not  []Condition
+	Outbound string
+	Mark     uint32 // extra firewall mark for direct traffic; 0: none
+	SNAT     *bool  // of direct traffic; nil: as the configuration's return path says
+	Reject   bool   // block answers with a TCP reset or ICMP unreachable instead of silence
+}
+
+// Condition is one field of a rule. Its values are alternatives. Field.Parse makes one.
+type Condition struct {
+	Field  *Field
+	Values []Value
+}
+
+// GeoData resolves the names of address and domain lists.
+type GeoData interface {
+	// Site returns the patterns of a geosite category: values of domain, domain_suffix, domain_keyword
+	// and domain_regex.
+	Site(category string) ([]Value, bool)
+	// IP returns the prefixes of a geoip code.
+	IP(code string) ([]netip.Prefix, bool)
+}
