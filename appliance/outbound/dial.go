@@ -1,0 +1,170 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+)
+
+const (
+	defaultDialTimeout = 5 * time.Second
+	defaultTimeout     = 10 * time.Second
+)
+
+// keepAlive finds a peer that vanished within two minutes, and costs an idle connection one packet a
+// minute. A SOCKS5 association lives exactly as long as its silent control connection, so this is
+// what ends one whose server is gone.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4}
+
+func (o Options) dialTimeout() time.Duration {
+	if o.DialTimeout > 0 {
+		return o.DialTimeout
+	}
+	return defaultDialTimeout
+}
+
+func (o Options) timeout() time.Duration {
+	if o.Timeout > 0 {
+		return o.Timeout
+	}
+	return defaultTimeout
+}
+
+// dialer makes marked TCP connections. Names are looked up by Go's own resolver as /etc/resolv.conf
+// and /etc/hosts say, because only there can its sockets be marked too: an unmarked query would be
+// steered like any program's on this box, into the proxy that is waiting for its answer.
+func (o Options) dialer() *net.Dialer {
+	d := &net.Dialer{
+		Timeout:         o.dialTimeout(),
+		KeepAliveConfig: keepAlive,
+		Control:         o.Control,
+		Resolver: &net.Resolver{
+			PreferGo: true,
+			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				query := net.Dialer{Control: o.Control}
+				return query.DialContext(ctx, network, address)
+			},
+		},
+	}
+	// An MPTCP socket cannot be spliced into a sockmap and gains nothing on one path.
+	d.SetMultipathTCP(false)
+	return d
+}
+
+// upstream is the proxy server behind an outbound.
+type upstream struct {
+	outbound string // the outbound's name, for errors
+	kind     string // what the server is, for errors: "socks5 server"
+	host     string // IP address or DNS name
+	port     uint16
+	options  Options
+}
+
+func (u *upstream) Name() string { return u.outbound }
+
+func (u *upstream) Upstream() (host string, port uint16, ok bool) { return u.host, u.port, true }
+
+func (u *upstream) address() string { return net.JoinHostPort(u.host, portText(u.port)) }
+
+func (u *upstream) String() string { return u.kind + " " + u.address() }
+
+// GoString keeps %#v from printing the credentials beside this.
+func (u *upstream) GoString() string { return u.String() }
+
+// open connects to the upstream and has the handshake with it, all within the timeouts and the
+// context: whatever talk waits for on the connection is interrupted when they end. The connection
+// comes back without a deadline, or closed.
+func (u *upstream) open(ctx context.Context, talk func(context.Context, *net.TCPConn) error) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, u.options.timeout())
+	defer cancel()
+
+	c, err := u.options.dialer().DialContext(ctx, "tcp", u.address())
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be reached: %w", u, bare(err))
+	}
+	conn := c.(*net.TCPConn)
+
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	err = talk(ctx, conn)
+	if !stop() {
+		// The interruption has happened or is about to: the deadline on the connection is lost to us,
+		// so even a handshake that just succeeded is given up.
+		err = ctx.Err()
+	}
+	if err == nil {
+		return conn, nil
+	}
+	conn.Close()
+
+	var op *net.OpError
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Errorf("%s did not finish the handshake in time: %w", u, err)
+	case errors.Is(err, context.Canceled):
+		return nil, fmt.Errorf("%s: given up during the handshake: %w", u, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, fmt.Errorf("%s closed the connection during the handshake: %w", u, io.ErrUnexpectedEOF)
+	case errors.As(err, &op):
+		return nil, fmt.Errorf("%s broke off the handshake: %w", u, op.Err)
+	}
+	return nil, fmt.Errorf("%s %w", u, err)
+}
+
+// bare strips the "dial tcp 10.0.0.1:1080->…" that the net package puts around a cause: the message
+// around ours names the parties already.
+func bare(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Err != nil {
+		return op.Err
+	}
+	return err
+}
+
+// refusal is an answer of the upstream that means no.
+type refusal struct {
+	reason string
+	cause  error // the errno that says the same, or nil
+}
+
+func (r *refusal) Error() string        { return "refused: " + r.reason }
+func (r *refusal) Is(target error) bool { return target == ErrRefused }
+func (r *refusal) Unwrap() error        { return r.cause }
+
+// validDestination checks what goes into a handshake. The name may come from a client's first bytes,
+// so that nothing but letters, digits, '-', '_' and '.' reaches an upstream: no line break, no blank,
+// and no address posing as a name.
+func validDestination(to Destination) error {
+	switch {
+	case to.Addr.Port() == 0:
+		return errors.New("the destination has no port")
+	case to.Name != "":
+		return validName(to.Name)
+	case !to.Addr.Addr().IsValid():
+		return errors.New("the destination has neither an address nor a name")
+	}
+	return nil
+}
+
+func validName(name string) error {
+	if len(name) > 255 {
+		return fmt.Errorf("the name is %d bytes long: at most 255 are allowed", len(name))
+	}
+	letter := false
+	for _, c := range []byte(name) {
+		switch {
+		case 'a' <= c|0x20 && c|0x20 <= 'z', c == '_':
+			letter = true
+		case '0' <= c && c <= '9', c == '-', c == '.':
+		default:
+			return fmt.Errorf("%q is not a DNS name", name)
+		}
+	}
+	if !letter && strings.Contains(name, ".") || name == "" {
+		return fmt.Errorf("%q is not a DNS name", name)
+	}
+	return nil
+}
