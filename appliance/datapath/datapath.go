@@ -1,0 +1,309 @@
+// Package datapath owns every kernel object of the gateway: the BPF programs and maps, their links and
+// pins, the policy routing that delivers proxied packets, and the firewall marks.
+//
+// Its shape is Open, Apply, Close. Apply takes the whole desired state and makes the kernel equal to it,
+// however it was before: after a crash, after foreign edits, after an upgrade. A new policy is a new
+// generation of programs and maps, built and tested beside the old one and put in its place by an atomic
+// replacement of the links' program; what fails before that changes nothing.
+//
+// Everything is pinned, so a daemon that dies takes nothing with it: direct flows go on, and flows that
+// need the daemon are dropped and counted, or sent direct where the owner chose so.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+
+	"sidegate/appliance/policy"
+)
+
+// Options say where a Datapath keeps its pins and whom it tells.
+type Options struct {
+	// StateDir holds the pins. It is, or lies in, a BPF file system; where it does not, one is mounted there.
+	StateDir string
+	Log      *slog.Logger
+}
+
+// Interface is a LAN interface to attach to.
+type Interface struct {
+	Name     string
+	Index    int
+	Ethernet bool // false: packets begin with the IP header
+}
+
+// Sockets are the transparent listeners that proxied flows are assigned to.
+type Sockets struct {
+	TCP4, TCP6, UDP4, UDP6 syscall.Conn
+}
+
+// Service is one that a LAN client offers to the outside, through the main router.
+type Service struct {
+	Address netip.Addr
+	Port    uint16
+	Network policy.Network
+}
+
+// Desired is the whole state that Apply establishes.
+type Desired struct {
+	Policy       *policy.Policy
+	OnFailure    policy.Verdict // Block or Direct: proxied flows while no listener is there
+	Interfaces   []Interface
+	OwnAddresses []netip.Addr
+	Published    []Service
+	Sockets      Sockets
+	ClientFlows  uint32 // flows of one client in the flow table; 0 is DefaultClientFlows
+	ClientFresh  uint32 // packets a second of one client to the listeners; 0 is DefaultClientFresh
+}
+
+// The shares of one client, where Desired names none.
+const (
+	DefaultClientFlows = 8192
+	DefaultClientFresh = 4096
+)
+
+// Datapath is the one writer of the kernel's state. Its methods are safe for concurrent use.
+type Datapath struct {
+	log   *slog.Logger
+	state *state // shared maps and pins
+	lock  net.Listener
+
+	mu         sync.RWMutex
+	generation *generation // nil before the first Apply
+	links      *links
+	outbounds  map[uint32]string // by policy.OutboundID; grows, so that old flows keep their names
+	rules      map[uint32][]string
+	sockets    Sockets
+	history    counters // of generations that are gone
+}
+
+// Open takes over the pinned state of a predecessor, or creates it. It refuses a kernel that is too old,
+// and a second daemon in the same network namespace.
+func Open(ctx context.Context, o Options) (*Datapath, error) {
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
+	lock, err := lockNamespace()
+	if err != nil {
+		return nil, err
+	}
+	state, err := openState(o.StateDir)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("opening the pinned state in %s: %w", o.StateDir, err)
+	}
+	d := &Datapath{
+		log:       o.Log,
+		state:     state,
+		lock:      lock,
+		links:     newLinks(state.dir),
+		outbounds: map[uint32]string{},
+		rules:     map[uint32][]string{},
+	}
+	for _, name := range []string{policy.OutboundDirect, policy.OutboundBlock} {
+		d.outbounds[policy.OutboundID(name)] = name
+	}
+	if state.rebuilt {
+		o.Log.Warn("the pinned state has another layout: it is rebuilt, and live flows are decided again")
+	}
+	return d, nil
+}
+
+// lockNamespace refuses a second daemon. Abstract socket names belong to a network namespace, as does all
+// that this package owns, and the kernel releases them when the process ends, however it ends.
+func lockNamespace() (net.Listener, error) {
+	l, err := net.Listen("unix", "@sidegate-datapath")
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, errors.New("another sidegate runs in this network namespace: stop it first")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("locking the network namespace: %w", err)
+	}
+	return l, nil
+}
+
+// Apply makes the kernel's state equal to want. It is idempotent, and cheap when nothing differs. A new
+// policy (another pointer) or other constants build a new generation; when that fails, or when its program
+// cannot be put in place everywhere, the old generation goes on.
+func (d *Datapath) Apply(ctx context.Context, want Desired) error {
+	if err := want.complete(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	next := d.generation
+	if next == nil || !next.serves(want) {
+		built, err := d.build(want)
+		if err != nil {
+			return err
+		}
+		next = built
+	}
+	if err := d.install(ctx, next, want); err != nil {
+		if next != d.generation {
+			next.Close()
+		}
+		return err
+	}
+	return nil
+}
+
+func (want *Desired) complete() error {
+	if want.Policy == nil {
+		return errors.New("applying the datapath: no policy")
+	}
+	if want.ClientFlows == 0 {
+		want.ClientFlows = DefaultClientFlows
+	}
+	if want.ClientFresh == 0 {
+		want.ClientFresh = DefaultClientFresh
+	}
+	if want.OnFailure != policy.Direct {
+		want.OnFailure = policy.Block
+	}
+	return nil
+}
+
+func (d *Datapath) build(want Desired) (*generation, error) {
+	number, err := d.state.nextGeneration()
+	if err != nil {
+		return nil, err
+	}
+	g, err := newGeneration(number, want, &d.state.maps)
+	if err != nil {
+		return nil, fmt.Errorf("building generation %d: %w", number, err)
+	}
+	return g, nil
+}
+
+// install does what packets can see, in the order in which it cannot be seen half done: everything that
+// the programs rely on, then the programs.
+func (d *Datapath) install(ctx context.Context, next *generation, want Desired) error {
+	if err := d.state.setOwnAddresses(want.OwnAddresses); err != nil {
+		return err
+	}
+	if err := d.state.setPublished(want.Published); err != nil {
+		return err
+	}
+	if err := next.setInterfaces(want.Interfaces); err != nil {
+		return err
+	}
+	if err := applyRouting(); err != nil {
+		return err
+	}
+	if want.Sockets != d.sockets {
+		if err := d.state.setSockets(want.Sockets); err != nil {
+			return err
+		}
+		d.sockets = want.Sockets
+	}
+	if err := d.links.apply(next, d.generation, want.Interfaces); err != nil {
+		return err
+	}
+	if next == d.generation {
+		return nil
+	}
+	if d.generation != nil {
+		d.history.add(d.generation)
+		d.generation.Close()
+	}
+	d.generation = next
+	d.rules[next.number] = next.ruleNames()
+	for id, name := range next.outboundNames() {
+		d.outbounds[id] = name
+	}
+	if err := d.state.removeOther(); err != nil {
+		d.log.Warn("removing the state of another version", "error", err)
+	}
+	d.log.Info("policy in force", "generation", next.number, "rules", len(want.Policy.Rules), "default", want.Policy.Default)
+	return nil
+}
+
+// Generation is the number of the policy in force; 0 before the first Apply.
+func (d *Datapath) Generation() uint32 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.generation == nil {
+		return 0
+	}
+	return d.generation.number
+}
+
+// Query asks the program in force what it decides on a flow with these facts.
+func (d *Datapath) Query(f policy.Flow) (policy.Decision, error) {
+	d.mu.Lock() // a new set of names adds a row
+	defer d.mu.Unlock()
+	if d.generation == nil {
+		return policy.Decision{}, errors.New("asking the kernel: no policy is in force")
+	}
+	return d.generation.query(f)
+}
+
+// Detach ends the daemon's part and leaves the kernel's: what a restart or an upgrade wants. Direct flows
+// go on; proxied ones wait for the successor as Desired.OnFailure says.
+func (d *Datapath) Detach() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(d.closeGeneration(), d.links.Close(), d.state.Close(), d.lock.Close())
+}
+
+// Close removes everything that the datapath owns: the box forwards plainly afterwards.
+func (d *Datapath) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(
+		d.links.remove(),
+		removeRouting(),
+		d.closeGeneration(),
+		d.state.remove(),
+		d.lock.Close(),
+	)
+}
+
+func (d *Datapath) closeGeneration() error {
+	if d.generation == nil {
+		return nil
+	}
+	err := d.generation.Close()
+	d.generation = nil
+	return err
+}
+
+// serves reports whether the generation is what want asks for, apart from what can be changed in place.
+func (g *generation) serves(want Desired) bool {
+	return g.desired.Policy == want.Policy && g.desired.OnFailure == want.OnFailure &&
+		g.desired.ClientFlows == want.ClientFlows && g.desired.ClientFresh == want.ClientFresh
+}
+
+// ruleNames are what people call the rules, by index.
+func (g *generation) ruleNames() []string {
+	names := make([]string, len(g.desired.Policy.Rules))
+	for i := range g.desired.Policy.Rules {
+		names[i] = g.desired.Policy.Rules[i].Name
+	}
+	return names
+}
+
+func (g *generation) outboundNames() map[uint32]string {
+	names := map[uint32]string{g.tables.Default.OutboundID: g.tables.Default.Outbound}
+	for _, action := range g.tables.Rules {
+		names[action.OutboundID] = action.Outbound
+	}
+	return names
+}
+
+func sortedKeys[K interface{ ~string }, V any](m map[K]V) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Constants of a generation: set by the daemon before the programs load, read-only afterwards. */
+#ifndef SIDEGATE_CONFIG_H
+#define SIDEGATE_CONFIG_H
+
+#include "types.h"
+
+const volatile __u32 generation = 0;
+const volatile __u8 on_failure = ON_FAILURE_BLOCK; /* enum failure_policy */
+const volatile __u8 intercept_dns = 0;
+
+/* Flows that one client may hold in the flow table; beyond, its flows go to the crowd's table. */
+const volatile __u32 client_flows = 8192;
+
+/* Packets a second that one client may give to the listeners (new proxied flows, in effect). */
+const volatile __u32 client_fresh = 4096;
+
+/* Words of the bit vectors in use: 64 rules each. */
+const volatile __u32 rule_words = RULE_WORDS;
+
+/* Dimensions that some rule looks at; the verifier removes the look-ups of the others. */
+const volatile __u8 uses_destination = 1;
+const volatile __u8 uses_source = 1;
+const volatile __u8 uses_destination_port = 1;
+const volatile __u8 uses_source_port = 1;
+const volatile __u8 uses_mac = 1;
+const volatile __u8 uses_interface = 1;
+
+/* dscp | network << 6 | ipv6 << 8 → class */
+const volatile __u16 header_class[512] = {};
+
+#endif

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The entry points: a table of contents. */
+#include "vmlinux.h"
+
+#include "bpf_endian.h"
+#include "bpf_helpers.h"
+#include "config.h"
+#include "flow.h"
+#include "maps.h"
+#include "parse.h"
+#include "policy.h"
+#include "related.h"
+#include "types.h"
+
+static __always_inline int gate(struct __sk_buff *skb, __u32 link_length)
+{
+	struct packet p = {};
+	int result;
+
+	switch (parse(skb, &p, link_length)) {
+	case PARSED_DROP:
+		return drop(p.reason);
+	case PARSED_FLOW:
+		break;
+	default:
+		return pass();
+	}
+	if (p.fragment == FRAGMENT_LATER)
+		return later_fragment(skb, &p);
+	if (is_icmp_error(skb, &p))
+		return icmp_error(skb, &p);
+	result = flow_packet(skb, &p);
+	if (p.fragment)
+		remember_fragment(skb, &p, result);
+	return result;
+}
+
+/* Ingress of a LAN interface with Ethernet headers. */
+SEC("tcx/ingress")
+int lan_ethernet(struct __sk_buff *skb)
+{
+	return gate(skb, sizeof(struct ethhdr));
+}
+
+/* Ingress of a LAN interface without link-layer headers (a tunnel). */
+SEC("tcx/ingress")
+int lan_ip(struct __sk_buff *skb)
+{
+	return gate(skb, 0);
+}
+
+/*
+ * Runs where the kernel looks for the listener of a packet that is delivered locally. Finds the
+ * proxy's for what lan_ethernet could not assign: a reassembled datagram, a SYN that meets a
+ * TIME_WAIT socket.
+ */
+SEC("sk_lookup")
+int proxy_lookup(struct bpf_sk_lookup *ctx)
+{
+	struct flow_key key = {
+		.source_port = (__be16)ctx->remote_port,
+		.destination_port = bpf_htons(ctx->local_port),
+		.protocol = ctx->protocol,
+	};
+	struct packet p = { .ipv6 = ctx->family == AF_INET6 };
+	struct bpf_sock *sk;
+	struct flow *flow;
+	__u32 slot;
+
+	if (p.ipv6) {
+		for (int i = 0; i < 4; i++) {
+			key.source.w[i] = ctx->remote_ip6[i];
+			key.destination.w[i] = ctx->local_ip6[i];
+		}
+	} else {
+		map_ipv4(&key.source, ctx->remote_ip4);
+		map_ipv4(&key.destination, ctx->local_ip4);
+	}
+	flow = flow_lookup(&key);
+	if (!flow || (flow->verdict != VERDICT_PROXY && flow->verdict != VERDICT_DNS))
+		return SK_PASS;
+	p.key.protocol = ctx->protocol;
+	slot = listener_slot(&p, flow->verdict);
+	sk = bpf_map_lookup_elem(&sockets, &slot);
+	if (!sk)
+		return SK_PASS;
+	bpf_sk_assign(ctx, sk, 0);
+	bpf_sk_release(sk);
+	return SK_PASS;
+}
+
+/* Answers a question to the policy, for the daemon: facts in, decision out, in the packet's data. */
+SEC("tc")
+int policy_query(struct __sk_buff *skb)
+{
+	struct decision decision = {};
+	struct facts facts;
+
+	if (bpf_skb_load_bytes(skb, 0, &facts, sizeof(facts)))
+		return TCX_DROP;
+	decide(&facts, &decision);
+	return bpf_skb_store_bytes(skb, 0, &decision, sizeof(decision), 0) ? TCX_DROP : TCX_PASS;
+}
+
+const struct abi *abi __attribute__((unused));
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Classification: the third rendering of policy.Match (appliance/policy). Each dimension maps a
+ * fact to a class and a class to the set of rules that it permits; the first bit of the
+ * intersection is the rule. The cost is a fixed number of look-ups, whatever the rules say.
+ */
+#ifndef SIDEGATE_POLICY_H
+#define SIDEGATE_POLICY_H
+
+#include "bpf_endian.h"
+#include "bpf_helpers.h"
+#include "config.h"
+#include "maps.h"
+#include "types.h"
+
+static __always_inline bool address_is_ipv4(const struct address *a)
+{
+	return !a->w[0] && !a->w[1] && a->w[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline __u32 prefix_class(void *map4, void *map6, const struct address *a)
+{
+	struct prefix4 key4 = { .length = 32, .address = a->w[3] };
+	struct prefix6 key6 = { .length = 128 };
+	__u32 *class;
+
+	if (address_is_ipv4(a)) {
+		class = bpf_map_lookup_elem(map4, &key4);
+	} else {
+		__builtin_memcpy(key6.address, a->w, sizeof(key6.address));
+		class = bpf_map_lookup_elem(map6, &key6);
+	}
+	return class ? *class : CLASS_OTHER;
+}
+
+static __always_inline __u32 destination_class(const struct address *a)
+{
+	__u64 *cached, entry;
+	__u32 slot, class;
+
+	if (!uses_destination)
+		return CLASS_OTHER;
+	if (!address_is_ipv4(a))
+		return prefix_class(&destination4, &destination6, a);
+
+	/* Knuth's multiplicative hash: the top bits depend on all of the address. */
+	slot = (a->w[3] * 2654435761U) >> (32 - DESTINATION_CACHE_BITS);
+	cached = bpf_map_lookup_elem(&destination_cache, &slot);
+	if (!cached)
+		return prefix_class(&destination4, &destination6, a);
+	entry = *(volatile __u64 *)cached;
+	if (entry >> 32 == a->w[3] && (__u32)entry)
+		return (__u32)entry - 1;
+	class = prefix_class(&destination4, &destination6, a);
+	*(volatile __u64 *)cached = (__u64)a->w[3] << 32 | (class + 1);
+	return class;
+}
+
+static __always_inline __u32 source_class(const struct address *a)
+{
+	return uses_source ? prefix_class(&source4, &source6, a) : CLASS_OTHER;
+}
+
+static __always_inline __u32 port_class(void *map, __u8 network, __be16 port)
+{
+	struct port_classes *ports;
+	__u32 zero = 0;
+
+	if (!network)
+		return CLASS_UNKNOWN;
+	ports = bpf_map_lookup_elem(map, &zero);
+	return ports ? ports->class[bpf_ntohs(port)] : CLASS_UNKNOWN;
+}
+
+static __always_inline __u32 mac_class(const __u8 *mac)
+{
+	__u64 key = 0;
+	__u32 *class;
+
+	if (!uses_mac)
+		return CLASS_UNKNOWN;
+	__builtin_memcpy(&key, mac, 6);
+	if (!key)
+		return CLASS_UNKNOWN;
+	class = bpf_map_lookup_elem(&macs, &key);
+	return class ? *class : CLASS_OTHER;
+}
+
+static __always_inline __u32 interface_class(__u32 ifindex)
+{
+	__u32 *class;
+
+	if (!uses_interface || !ifindex)
+		return CLASS_UNKNOWN;
+	class = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return class ? *class : CLASS_OTHER;
+}
+
+static __always_inline __u32 first_bit(__u64 word)
+{
+	/* BPF has no such instruction: a De Bruijn sequence finds the lowest bit in three steps. */
+	static const __u8 position[64] = {
+		0,  1,	2,  53, 3,  7,	54, 27, 4,  38, 41, 8,	34, 55, 48, 28,
+		62, 5,	39, 46, 44, 42, 22, 9,	24, 35, 59, 56, 49, 18, 29, 11,
+		63, 52, 6,  26, 37, 40, 33, 47, 61, 45, 43, 21, 23, 58, 17, 10,
+		51, 25, 36, 32, 60, 20, 57, 16, 50, 31, 19, 15, 30, 14, 13, 12,
+	};
+
+	return position[((word & -word) * 0x022fdd63cc95386dULL) >> 58];
+}
+
+struct classes {
+	__u32 destination, source, destination_port, source_port, header, mac, interface, name,
+		process;
+};
+
+static __always_inline void classify(const struct facts *f, struct classes *c)
+{
+	c->destination = destination_class(&f->destination);
+	c->source = source_class(&f->source);
+	c->destination_port =
+		uses_destination_port ?
+			port_class(&destination_ports, f->network, f->destination_port) :
+			CLASS_OTHER;
+	c->source_port = uses_source_port ?
+				 port_class(&source_ports, f->network, f->source_port) :
+				 CLASS_OTHER;
+	c->header = header_class[(f->dscp & 63) | (f->network & 3) << 6 | (f->ipv6 & 1) << 8];
+	c->mac = mac_class(f->mac);
+	c->interface = interface_class(f->interface);
+	c->name = f->name_class;
+	c->process = f->process_class;
+}
+
+/* The first rule that every class permits; RULE_DEFAULT if none, -1 if a table lacks a row. */
+static __always_inline int first_rule(struct classes *c)
+{
+	struct bits *header = bpf_map_lookup_elem(&header_bits, &c->header);
+	struct bits *destination = bpf_map_lookup_elem(&destination_bits, &c->destination);
+	struct bits *source = bpf_map_lookup_elem(&source_bits, &c->source);
+	struct bits *dport = bpf_map_lookup_elem(&destination_port_bits, &c->destination_port);
+	struct bits *sport = bpf_map_lookup_elem(&source_port_bits, &c->source_port);
+	struct bits *mac = bpf_map_lookup_elem(&mac_bits, &c->mac);
+	struct bits *interface = bpf_map_lookup_elem(&interface_bits, &c->interface);
+	struct bits *name = bpf_map_lookup_elem(&name_bits, &c->name);
+	struct bits *process = bpf_map_lookup_elem(&process_bits, &c->process);
+
+	if (!header || !destination || !source || !dport || !sport || !mac || !interface || !name ||
+	    !process)
+		return -1;
+
+	for (__u32 i = 0; i < RULE_WORDS && i < rule_words; i++) {
+		__u64 word = header->w[i] & destination->w[i] & source->w[i] & dport->w[i] &
+			     sport->w[i] & mac->w[i] & interface->w[i] & name->w[i] &
+			     process->w[i];
+
+		if (word)
+			return i * 64 + first_bit(word);
+	}
+	return RULE_DEFAULT;
+}
+
+static __always_inline void decide(const struct facts *f, struct decision *d)
+{
+	struct classes classes = {};
+	struct action *action;
+	int rule;
+
+	classify(f, &classes);
+	rule = first_rule(&classes);
+	d->rule = rule;
+	action = rule < 0 ? NULL : bpf_map_lookup_elem(&actions, &d->rule);
+	if (!action || action->verdict == VERDICT_INVALID) {
+		d->reason = REASON_POLICY_MISSING;
+		return;
+	}
+	d->action = *action;
+	d->reason = REASON_INVALID;
+}
+
+#endif

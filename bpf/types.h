@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The ABI between the programs and the daemon. Every type here becomes a Go type of the same
+ * layout (go generate ./appliance/datapath), and the enums' names become the texts that people
+ * read. Pinned maps outlive the daemon: a change of layout needs a new ABI_VERSION.
+ */
+#ifndef SIDEGATE_TYPES_H
+#define SIDEGATE_TYPES_H
+
+#include "vmlinux.h"
+
+#define ABI_VERSION 1
+
+/* IPv4 addresses are stored mapped (::ffff:a.b.c.d), in network byte order. */
+struct address {
+	__be32 w[4];
+};
+
+enum verdict {
+	VERDICT_INVALID,
+	VERDICT_DIRECT, /* the kernel forwards it */
+	VERDICT_PROXY, /* to the transparent proxy */
+	VERDICT_BLOCK, /* drop, or refuse */
+	VERDICT_DNS, /* to the DNS listener */
+	VERDICT_PASS, /* not ours to decide: left alone */
+};
+
+/* Why a packet was dropped or refused. Each has a counter. */
+enum reason {
+	REASON_INVALID,
+	REASON_TRUNCATED, /* the packet ends inside its headers */
+	REASON_MALFORMED, /* its headers contradict each other */
+	REASON_EXTENSION_HEADERS, /* more IPv6 extension headers than we follow */
+	REASON_FRAGMENT_UNKNOWN, /* a later fragment whose first one we did not see */
+	REASON_RULE_BLOCK, /* the policy says block */
+	REASON_RULE_REJECT, /* the policy says block, and the client was told */
+	REASON_NO_LISTENER, /* to be proxied, but no daemon listens */
+	REASON_NOT_PROXYABLE, /* to be proxied, but neither TCP nor UDP */
+	REASON_CLIENT_RATE, /* the client begins more proxied flows a second than its share */
+	REASON_ASSIGN_FAILED, /* the kernel refused the socket */
+	REASON_POLICY_MISSING, /* a policy table lacks a row: a bug, never traffic */
+	REASON_COUNT,
+};
+
+/* Slots of the sockets map. */
+enum socket_slot {
+	SOCKET_INVALID,
+	SOCKET_PROXY_TCP4,
+	SOCKET_PROXY_TCP6,
+	SOCKET_PROXY_UDP4,
+	SOCKET_PROXY_UDP6,
+	SOCKET_DNS_TCP4,
+	SOCKET_DNS_TCP6,
+	SOCKET_DNS_UDP4,
+	SOCKET_DNS_UDP6,
+	SOCKET_COUNT,
+};
+
+/* What becomes of flows to be proxied while no daemon listens. */
+enum failure_policy {
+	ON_FAILURE_INVALID,
+	ON_FAILURE_BLOCK,
+	ON_FAILURE_DIRECT,
+};
+
+/*
+ * Firewall marks. sidegate owns these four bits and touches no other, except that a rule may add
+ * bits of the owner's choice to direct flows.
+ */
+enum mark {
+	MARK_INVALID = 0,
+	MARK_PROXY = 0x01000000, /* deliver locally, whatever the destination */
+	MARK_OWN = 0x02000000, /* the daemon's own sockets: never steered */
+	MARK_DIRECT = 0x04000000, /* forwarded by our verdict */
+	MARK_REJECT = 0x08000000, /* answered with ICMP unreachable by the kernel */
+	MARK_MASK = 0x0f000000,
+};
+
+struct flow_key {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+enum flow_state {
+	FLOW_INVALID = 0,
+	FLOW_OPENING = 1, /* nothing but the first packet's kind was seen */
+	FLOW_ESTABLISHED = 2, /* TCP past its SYN; UDP with more than one packet */
+	FLOW_CLOSING = 3, /* TCP after a FIN or RST of the client */
+};
+
+struct flow {
+	__u64 first_seen; /* ns of CLOCK_MONOTONIC, coarse */
+	__u64 last_seen;
+	__u64 packets; /* as the hook sees them: after GRO */
+	__u64 bytes;
+	__u32 mark; /* what a direct packet is marked with */
+	__u32 outbound; /* FNV-1a of its name */
+	__u32 generation; /* of the policy that decided */
+	__u32 interface; /* ifindex it came in by */
+	__u16 rule; /* index in that generation; RULE_DEFAULT if none matched */
+	__u8 verdict; /* enum verdict */
+	__u8 state; /* enum flow_state */
+	__u8 reject; /* block answers */
+	__u8 client_mac[6]; /* zero where the link has none */
+	__u8 pad[5];
+};
+
+#define RULE_DEFAULT 1024
+
+/* Identifies the first fragment's decision for the rest of the datagram (RFC 791, RFC 8200). */
+struct fragment_key {
+	struct address source;
+	struct address destination;
+	__u32 id;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct fragment {
+	__u32 mark;
+	__u8 verdict; /* enum verdict */
+	__u8 pad[3];
+};
+
+/*
+ * A client is its MAC address, so that one host cannot become many by inventing addresses; on
+ * links without MAC addresses it is its IPv4 address or its IPv6 /64.
+ */
+struct client_key {
+	__u32 w[4];
+};
+
+struct client {
+	__u32 flows; /* in the flow table; recounted by the daemon */
+	__u32 fresh; /* packets given to a listener in the second below */
+	__u64 second;
+};
+
+struct published_key {
+	struct address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* --- one generation of the policy --- */
+
+#define RULE_WORDS 16
+
+struct bits {
+	__u64 w[RULE_WORDS]; /* bit i: rule i permits this class */
+};
+
+/* Classes that each dimension has whatever the rules say. */
+enum class_fixed {
+	CLASS_UNKNOWN = 0, /* the flow lacks the fact */
+	CLASS_OTHER = 1, /* a value that no rule names */
+};
+
+struct prefix4 {
+	__u32 length;
+	__be32 address;
+};
+
+struct prefix6 {
+	__u32 length;
+	__be32 address[4];
+};
+
+struct port_classes {
+	__u16 class[65536];
+};
+
+struct action {
+	__u32 mark;
+	__u32 outbound;
+	__u8 verdict; /* enum verdict */
+	__u8 reject;
+	__u8 pad[2];
+};
+
+/*
+ * All that a decision depends on: the flow's facts, some already as classes. It is also the
+ * input of the policy_query program, which the self-test and `explain` run.
+ */
+struct facts {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 network; /* 0 other, 1 TCP, 2 UDP: two bits of the header class */
+	__u8 ipv6;
+	__u8 dscp;
+	__u8 pad;
+	__u32 interface; /* ifindex, 0 unknown */
+	__u8 mac[6];
+	__u8 pad2[2];
+	__u32 name_class;
+	__u32 process_class;
+};
+
+struct decision {
+	struct action action;
+	__u32 rule; /* RULE_DEFAULT if none matched */
+	__u32 reason; /* enum reason: why there is no decision; 0 if there is one */
+};
+
+/* Keeps in the type information what no map's key or value is made of. */
+struct abi {
+	enum verdict verdict;
+	enum reason reason;
+	enum socket_slot socket_slot;
+	enum failure_policy failure_policy;
+	enum mark mark;
+	enum flow_state flow_state;
+	enum class_fixed class_fixed;
+	struct facts facts;
+	struct decision decision;
+};
+
+#endif
