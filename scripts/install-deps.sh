@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Installs what a make target needs and this machine lacks, on Debian and Ubuntu.
+#
+#   scripts/install-deps.sh GROUP...     demo, test, lint, generate, or all
+#
+# Costs milliseconds when nothing is missing: presence is a command in PATH, not a question to apt.
+set -euo pipefail
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # servers live there, and not every user's PATH has it
+
+# group, command that shows that it is there, Debian package
+needs='
+demo      danted          dante-server
+demo      ip              iproute2
+
+test      danted          dante-server
+test      squid           squid
+test      microsocks      microsocks
+test      iperf3          iperf3
+test      nft             nftables
+test      ip              iproute2
+test      curl            curl
+test      openssl         openssl
+test      tcpdump         tcpdump
+test      sshd            openssh-server
+test      ssh             openssh-client
+test      nmap            nmap
+test      git             git
+
+lint      clang-format-19 clang-format-19
+lint      shellcheck      shellcheck
+
+generate  clang-19        clang-19
+generate  llvm-strip-19   llvm-19
+'
+
+# The daemons among these packages: installing a test peer must not leave a server running on the
+# machine, now or after the next boot.
+services='danted squid microsocks iperf3 nftables ssh'
+
+say() { printf 'install-deps: %s\n' "$*" >&2; }
+die() {
+	say "$@"
+	exit 1
+}
+
+groups=" $* "
+[[ $groups == *' all '* ]] && groups=' demo test lint generate '
+for group in $groups; do
+	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, test, lint, generate, all)"
+done
+[[ ${groups// /} ]] || die 'which group? (have: demo, test, lint, generate, all)'
+
+missing_commands=() missing_packages=()
+while read -r group command package; do
+	[[ $group && $groups == *" $group "* ]] || continue
+	command -v "$command" >/dev/null && continue
+	[[ " ${missing_packages[*]-} " == *" $package "* ]] && continue
+	missing_commands+=("$command")
+	missing_packages+=("$package")
+done <<<"$needs"
+[[ ${#missing_packages[@]} -eq 0 ]] && exit 0
+
+if [[ -e /etc/NIXOS ]]; then
+	die "missing: ${missing_commands[*]}; on NixOS enter the development shell first: nix develop"
+fi
+if ! command -v apt-get >/dev/null; then
+	die "missing: ${missing_commands[*]}; this is neither Debian nor Ubuntu: install them with your own package manager"
+fi
+if [[ $EUID -ne 0 ]]; then
+	die "missing: ${missing_commands[*]}; installing needs root: sudo apt-get install ${missing_packages[*]}"
+fi
+
+work=$(mktemp -d)
+undo_policy=:
+cleanup() {
+	$undo_policy
+	rm -rf "$work"
+}
+trap cleanup EXIT
+
+# A private archive directory: some container images delete the shared one after every apt run,
+# under the feet of another. _apt, who downloads, must be able to enter it.
+chmod 755 "$work"
+mkdir -p "$work/archives/partial"
+apt() {
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o "Dir::Cache::archives=$work/archives" \
+		-o DPkg::Lock::Timeout=200 -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 \
+		"$@" </dev/null >"$work/log" 2>&1
+}
+quote_log() { sed 's/^/    /' "$work/log" >&2; }
+
+# apt waits for dpkg's lock but not for that of the package lists.
+update() {
+	local deadline=$((SECONDS + 200))
+	until apt update; do
+		grep -q 'Could not get lock' "$work/log" && ((SECONDS < deadline)) || return 1
+		sleep 2
+	done
+}
+
+say "missing: ${missing_commands[*]}"
+say 'reading the package lists …'
+update || {
+	quote_log
+	die 'apt-get update failed (above); without it the packages cannot be found'
+}
+
+for package in "${missing_packages[@]}"; do
+	candidate=$(LC_ALL=C apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
+	[[ $candidate && $candidate != '(none)' ]] ||
+		die "this release has no package $package: sidegate's tools are known to work on Debian 12 and newer and Ubuntu 24.04"
+done
+
+# invoke-rc.d asks policy-rc.d before it starts anything; 101 means: do not.
+if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+	chmod 755 /usr/sbin/policy-rc.d
+	undo_policy='rm -f /usr/sbin/policy-rc.d'
+fi
+units() { systemctl list-unit-files --no-legend --state=enabled "${@/%/.service}" 2>/dev/null | awk '{ print $1 }' | sort; }
+read -ra service_names <<<"$services"
+enabled_before=$(units "${service_names[@]}" || true)
+
+say "installing ${missing_packages[*]} …"
+apt install --no-install-recommends "${missing_packages[@]}" || {
+	quote_log
+	die 'apt-get install failed (above)'
+}
+
+for unit in $(comm -13 <(echo "$enabled_before") <(units "${service_names[@]}" || true)); do
+	systemctl disable --quiet "$unit" 2>/dev/null || say "could not disable $unit: it will start at the next boot"
+done
+
+hash -r
+for command in "${missing_commands[@]}"; do
+	command -v "$command" >/dev/null || die "$command is still missing after the installation"
+done
+say "done in $SECONDS s"
