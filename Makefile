@@ -1,0 +1,69 @@
+# `make` alone lists the targets. Everything here also works by hand: each recipe is a line or two.
+
+GO ?= go
+CLANG = clang-19
+LLVM_STRIP = llvm-strip-19
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# make test PKG=./appliance/policy RUN=TestCompile
+PKG ?= ./...
+RUN ?=
+# make fuzz FUZZTIME=5m PKG=./appliance/outbound
+FUZZTIME ?= 60s
+# make bench BENCHFLAGS=--json
+BENCHFLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench fuzz lint fmt generate check-generated clean install-deps need-go need-root
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: need-go ## build bin/sidegate, one static file
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/sidegate ./appliance/sidegate
+
+demo: need-root need-go ## show what sidegate does, in network namespaces of its own (root)
+	@scripts/install-deps.sh demo
+	@$(MAKE) --no-print-directory build
+	bin/sidegate demo
+
+test: need-go ## run every test that this machine can run, and list what was skipped (best as root)
+	@scripts/install-deps.sh test
+	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
+	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=15m $(if $(RUN),-run='$(RUN)') $(PKG)
+
+bench: need-root need-go ## measure forwarding and proxying against plain forwarding (root)
+	@scripts/install-deps.sh test
+	@$(MAKE) --no-print-directory build
+	$(GO) run ./appliance/lab/bench $(BENCHFLAGS)
+
+fuzz: need-go ## run each fuzz target for FUZZTIME (60s)
+	scripts/fuzz.sh $(FUZZTIME) $(PKG)
+
+lint: need-go ## check formats, go vet, staticcheck, shell scripts, modules and licences
+	@scripts/install-deps.sh lint
+	@scripts/lint.sh
+
+fmt: need-go ## format Go and C as lint wants them
+	@scripts/install-deps.sh lint
+	@scripts/lint.sh --fix
+
+generate: need-go ## compile bpf/ and write the Go bindings
+	@scripts/install-deps.sh generate
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) $(GO) generate ./appliance/datapath
+
+check-generated: need-go ## fail if what is committed is not what generate makes
+	@scripts/check-generated.sh
+
+clean: ## remove what was built
+	rm -rf bin
+
+install-deps: ## install everything that any target needs (root; Debian, Ubuntu)
+	@scripts/install-deps.sh all
+
+need-go:
+	@command -v $(GO) >/dev/null || { echo 'sidegate is built with Go 1.26 or newer, and there is no "$(GO)" in PATH: https://go.dev/dl/' >&2; exit 1; }
+
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo 'this needs root, for network namespaces and eBPF: sudo make $(MAKECMDGOALS)' >&2; exit 1; }
