@@ -6,6 +6,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 )
@@ -32,6 +33,20 @@ func (v Verdict) String() string {
 	return "invalid(" + strconv.Itoa(int(v)) + ")"
 }
 
+// MarshalText makes verdicts words in JSON.
+func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (v *Verdict) UnmarshalText(text []byte) error {
+	for _, w := range []Verdict{Direct, Proxy, Block} {
+		if string(text) == w.String() {
+			*v = w
+			return nil
+		}
+	}
+	return fmt.Errorf("verdict %q is not direct, proxy or block", text)
+}
+
 // Network is the transport protocol of a flow as rules see it. Its zero value is every protocol that
 // is neither TCP nor UDP: such a flow has no ports and cannot be proxied.
 type Network uint8
@@ -52,11 +67,48 @@ func (n Network) String() string {
 	return "other"
 }
 
+// MarshalText makes networks words in JSON.
+func (n Network) MarshalText() ([]byte, error) { return []byte(n.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (n *Network) UnmarshalText(text []byte) error {
+	for _, w := range []Network{0, TCP, UDP} {
+		if string(text) == w.String() {
+			*n = w
+			return nil
+		}
+	}
+	return fmt.Errorf("network %q is not tcp, udp or other", text)
+}
+
 // MAC is an Ethernet address. The zero value means unknown: the packet came from an interface
 // without link-layer addresses.
 type MAC [6]byte
 
-// Flow is everything that a rule can look at. IPv4 addresses are in their 4-byte form.
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// MarshalText writes the usual form; the unknown address is empty.
+func (m MAC) MarshalText() ([]byte, error) {
+	if m == (MAC{}) {
+		return nil, nil
+	}
+	return []byte(m.String()), nil
+}
+
+// UnmarshalText is the inverse of MarshalText.
+func (m *MAC) UnmarshalText(text []byte) (err error) {
+	*m = MAC{}
+	if len(text) > 0 {
+		*m, err = ParseMAC(string(text))
+	}
+	return err
+}
+
+// Flow is everything that a rule can look at. A fact that is not known is the zero value; a rule that
+// asks for it, by a field or by its negation, does not match. IPv4-mapped IPv6 addresses are taken as
+// the IPv4 that they stand for.
 type Flow struct {
 	Network             Network
 	Source, Destination netip.AddrPort // ports are 0 where the protocol has none

@@ -1,6 +1,9 @@
 package policy
 
-import "net/netip"
+import (
+	"math/bits"
+	"net/netip"
+)
 
 // Bits is a set of rules: bit i%64 of word i/64 stands for rule i. In a table's row, a set bit means
 // that this dimension permits the rule.
@@ -34,6 +37,8 @@ type Tables struct {
 	Interface       KeyTable[string]
 	Process         KeyTable[string]
 	Name            NameTable
+
+	unversioned Bits // the rules that do not ask for the IP version: for flows without addresses
 }
 
 // RuleAction is what a rule does, apart from what it matches.
@@ -52,6 +57,8 @@ type RuleAction struct {
 type PrefixTable struct {
 	Prefixes []PrefixClass // masked, unique, IPv4 before IPv6, each before the prefixes within it
 	Bits     []Bits        // by class
+
+	around []int32 // by entry: the index of the nearest entry around it, or -1
 }
 
 // PrefixClass is one entry of a PrefixTable.
@@ -95,15 +102,62 @@ type KeyTable[K comparable] struct {
 	Bits  []Bits // by class
 }
 
-// NameTable classifies sets of names. Names have no fixed classes: whoever learns a set of names
-// stores its row, so that the kernel needs no strings.
-type NameTable struct {
-	Unknown Bits // the row of a flow without a name, as ClassUnknown elsewhere
-	Other   Bits // the row of a name that no rule names, as ClassOther elsewhere
+// Match is what the kernel does, in Go: the same answer as Policy.Match.
+func (t *Tables) Match(f Flow) Decision {
+	f = f.normal()
+	row := t.row(&f)
+	names := t.Name.Bits(f.Names)
+	decided := t.decide(row, names)
+	if len(f.Names) > 1 {
+		for _, name := range f.Names {
+			if name = normalName(name); name == "" {
+				continue
+			}
+			d := t.decide(row, t.Name.row(name))
+			if d.Verdict != decided.Verdict || d.Outbound != decided.Outbound {
+				decided.Ambiguous = true
+			}
+		}
+	}
+	return decided
 }
 
-// Bits returns the row of a flow that has any of these names: the union of the names' rows, because
-// the lowest rule that one of them leads to decides. Without names it is Unknown.
-func (t *NameTable) Bits(names []string) Bits {
-	return t.Unknown
+// row is the AND of all dimensions but the name.
+func (t *Tables) row(f *Flow) Bits {
+	v := f.version()
+	row := t.Header.Bits[t.Header.Class[HeaderIndex(f.DSCP, f.Network, v == 6)]]
+	if v == 0 {
+		row.and(&t.unversioned)
+	}
+	row.and(&t.Destination.Bits[t.Destination.class(f.Destination.Addr())])
+	row.and(&t.Source.Bits[t.Source.class(f.Source.Addr())])
+	row.and(&t.DestinationPort.Bits[t.DestinationPort.Class[f.Destination.Port()]])
+	row.and(&t.SourcePort.Bits[t.SourcePort.Class[f.Source.Port()]])
+	row.and(&t.MAC.Bits[t.MAC.class(f.SourceMAC)])
+	row.and(&t.Interface.Bits[t.Interface.class(f.Interface)])
+	row.and(&t.Process.Bits[t.Process.class(f.Process)])
+	return row
+}
+
+// decide takes the first rule that all dimensions permit.
+func (t *Tables) decide(row, names Bits) Decision {
+	for w := range t.Words {
+		if left := row[w] & names[w]; left != 0 {
+			i := w*64 + bits.TrailingZeros64(left)
+			return Decision{Verdict: t.Rules[i].Verdict, Outbound: t.Rules[i].Outbound, Rule: i}
+		}
+	}
+	return Decision{Verdict: t.Default.Verdict, Outbound: t.Default.Outbound, Rule: -1}
+}
+
+// class takes the zero value for an unknown fact.
+func (t *KeyTable[K]) class(key K) Class {
+	var unknown K
+	if key == unknown {
+		return ClassUnknown
+	}
+	if c, ok := t.Class[key]; ok {
+		return c
+	}
+	return ClassOther
 }

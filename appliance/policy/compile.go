@@ -1,0 +1,348 @@
+package policy
+
+import (
+	"cmp"
+	"errors"
+	"hash/maphash"
+	"net/netip"
+	"slices"
+)
+
+// use is one side of one rule: rule<<1, plus 1 where the value stands under not.
+type use uint32
+
+func (u use) rule() int     { return int(u >> 1) }
+func (u use) negated() bool { return u&1 != 0 }
+
+// group is an index into compiler.groups: the uses that a value or a whole geo list serves. Groups keep
+// a list of 100,000 prefixes that ten rules share from being expanded ten times.
+type group uint32
+
+// noGroup is empty; rule i has the groups 2i+1 and, for what stands under not, 2i+2.
+const noGroup group = 0
+
+func (u use) group() group { return group(u + 1) }
+
+// hits is what the values of one dimension that match a fact say together.
+type hits struct{ is, not Bits }
+
+func (h *hits) add(uses []use) {
+	for _, u := range uses {
+		if u.negated() {
+			h.not.set(u.rule())
+		} else {
+			h.is.set(u.rule())
+		}
+	}
+}
+
+// occurrence is a value of some dimension in some rules.
+type occurrence[V any] struct {
+	value V
+	group group
+}
+
+// compiler collects, per dimension, which values serve which rules. Field.encode fills it.
+type compiler struct {
+	groups [][]use
+
+	destination, source         []occurrence[netip.Prefix]
+	destinationPort, sourcePort []occurrence[Span]
+	network                     []occurrence[Network]
+	version                     []occurrence[version]
+	codePoint                   []occurrence[codePoint]
+	mac                         []occurrence[MAC]
+	inbound, process            []occurrence[string]
+	name                        []occurrence[Value]
+
+	sites     map[siteName][]use
+	countries map[country][]use
+}
+
+func (c *compiler) addName(v Value, g group)        { c.name = append(c.name, occurrence[Value]{v, g}) }
+func (c *compiler) addDestination(v Value, g group) { appendValue(&c.destination, v, g) }
+func (c *compiler) addSource(v Value, g group)      { appendValue(&c.source, v, g) }
+func (c *compiler) addPort(v Value, g group)        { appendValue(&c.destinationPort, v, g) }
+func (c *compiler) addSourcePort(v Value, g group)  { appendValue(&c.sourcePort, v, g) }
+func (c *compiler) addNetwork(v Value, g group)     { appendValue(&c.network, v, g) }
+func (c *compiler) addVersion(v Value, g group)     { appendValue(&c.version, v, g) }
+func (c *compiler) addCodePoint(v Value, g group)   { appendValue(&c.codePoint, v, g) }
+func (c *compiler) addMAC(v Value, g group)         { appendValue(&c.mac, v, g) }
+func (c *compiler) addInterface(v Value, g group)   { appendValue(&c.inbound, v.String(), g) }
+func (c *compiler) addProcess(v Value, g group)     { appendValue(&c.process, v.String(), g) }
+
+func (c *compiler) addSite(v Value, g group) {
+	c.sites[v.(siteName)] = append(c.sites[v.(siteName)], c.groups[g]...)
+}
+
+func (c *compiler) addCountry(v Value, g group) {
+	c.countries[v.(country)] = append(c.countries[v.(country)], c.groups[g]...)
+}
+
+func (c *compiler) addPrivate(_ Value, g group) {
+	for _, p := range privatePrefixes {
+		c.addDestination(p, g)
+	}
+}
+
+func appendValue[V any](to *[]occurrence[V], v any, g group) {
+	*to = append(*to, occurrence[V]{v.(V), g})
+}
+
+// Compile turns a policy into tables. Its error has a line for each defect and names the rule.
+func Compile(p *Policy) (*Tables, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	n := len(p.Rules)
+	c := &compiler{
+		groups:    make([][]use, 2*n+1),
+		sites:     map[siteName][]use{},
+		countries: map[country][]use{},
+	}
+	uses := make([]use, 2*n)
+	for i := range uses {
+		uses[i] = use(i)
+		c.groups[use(i).group()] = uses[i : i+1 : i+1]
+	}
+	var all Bits
+	var axes [dimensions]axis
+	for i := range n {
+		all.set(i)
+		for _, cond := range p.Rules[i].Is {
+			axes[cond.Field.Dimension].is.set(i)
+			c.addCondition(cond, use(i<<1))
+		}
+		for _, cond := range p.Rules[i].Not {
+			axes[cond.Field.Dimension].not.set(i)
+			c.addCondition(cond, use(i<<1|1))
+		}
+	}
+	for d := range axes {
+		axes[d].all = all
+	}
+	c.expandLists(p.Geo)
+
+	t := &Tables{
+		Words:       max(1, (n+63)/64),
+		Default:     action(p.Default, Rule{}),
+		Destination: prefixTable(axes[DestinationAddress], c.destination, c.groups),
+		Source:      prefixTable(axes[SourceAddress], c.source, c.groups),
+		Header:      headerTable(axes[Protocol], axes[IPVersion], axes[DSCP], c),
+		MAC:         keyTable(axes[SourceMAC], c.mac, c.groups),
+		Interface:   keyTable(axes[InboundInterface], c.inbound, c.groups),
+		Process:     keyTable(axes[LocalProcess], c.process, c.groups),
+		Name:        nameTable(axes[DestinationName], c.name, c.groups),
+		unversioned: axes[IPVersion].unknown(),
+	}
+	for i := range p.Rules {
+		t.Rules = append(t.Rules, action(p.Rules[i].Outbound, p.Rules[i]))
+	}
+	return t, errors.Join(
+		t.DestinationPort.fill(axes[DestinationPort], c.destinationPort, c.groups),
+		t.SourcePort.fill(axes[SourcePort], c.sourcePort, c.groups),
+	)
+}
+
+func (c *compiler) addCondition(cond Condition, u use) {
+	for _, v := range cond.Values {
+		cond.Field.encode(c, v, u.group())
+	}
+}
+
+// expandLists replaces geo lists by their content, each once.
+func (c *compiler) expandLists(geo GeoData) {
+	newGroup := func(uses []use) group {
+		slices.Sort(uses)
+		c.groups = append(c.groups, slices.Compact(uses))
+		return group(len(c.groups) - 1)
+	}
+	for category, uses := range c.sites {
+		g := newGroup(uses)
+		for _, v := range sitePatterns(geo, category) {
+			c.addName(v, g)
+		}
+	}
+	for code, uses := range c.countries {
+		g := newGroup(uses)
+		for _, p := range countryPrefixes(geo, code) {
+			c.addDestination(p.Masked(), g)
+		}
+	}
+}
+
+func (b *Bits) set(i int) { b[i/64] |= 1 << (i % 64) }
+
+func (b *Bits) and(c *Bits) {
+	for i := range b {
+		b[i] &= c[i]
+	}
+}
+
+func (b *Bits) andNot(c *Bits) {
+	for i := range b {
+		b[i] &^= c[i]
+	}
+}
+
+func (b *Bits) or(c *Bits) {
+	for i := range b {
+		b[i] |= c[i]
+	}
+}
+
+// axis is what the rules ask of one dimension, whatever the values: all rules, those with a condition
+// in it, and those with one under not.
+type axis struct{ all, is, not Bits }
+
+// row permits the rules that ask nothing, or something that hits, unless a negated value hits.
+func (a *axis) row(h *hits) Bits {
+	row := a.all
+	row.andNot(&a.is)
+	row.or(&h.is)
+	row.andNot(&h.not)
+	return row
+}
+
+// unknown permits the rules that ask nothing.
+func (a *axis) unknown() Bits {
+	row := a.all
+	row.andNot(&a.is)
+	row.andNot(&a.not)
+	return row
+}
+
+// rows interns the rows of one table. A map keyed by the row itself would hold each row twice.
+type rows struct {
+	bits  []Bits
+	index map[uint64]Class
+	seed  maphash.Seed
+}
+
+// newRows begins a table with the rows of ClassUnknown and ClassOther. Only ClassOther is shared with
+// values: a known value must never be taken for an unknown one.
+func newRows(unknown, other Bits) *rows {
+	r := &rows{bits: []Bits{unknown}, index: map[uint64]Class{}, seed: maphash.MakeSeed()}
+	r.class(other)
+	return r
+}
+
+func (r *rows) class(row Bits) Class {
+	for h := maphash.Comparable(r.seed, row); ; h++ { // the next hash where two rows share one
+		c, ok := r.index[h]
+		if !ok {
+			c = Class(len(r.bits))
+			r.bits = append(r.bits, row)
+			r.index[h] = c
+			return c
+		}
+		if r.bits[c] == row {
+			return c
+		}
+	}
+}
+
+func (a *axis) rows() *rows { return newRows(a.unknown(), a.row(&hits{})) }
+
+// keyTable gives each named value its class; one whose class is that of unnamed values needs no entry.
+func keyTable[K comparable](a axis, occurrences []occurrence[K], groups [][]use) KeyTable[K] {
+	r := a.rows()
+	all := map[K]*hits{}
+	for _, o := range occurrences {
+		if all[o.value] == nil {
+			all[o.value] = new(hits)
+		}
+		all[o.value].add(groups[o.group])
+	}
+	t := KeyTable[K]{Class: make(map[K]Class, len(all))}
+	for key, h := range all {
+		if class := r.class(a.row(h)); class != ClassOther {
+			t.Class[key] = class
+		}
+	}
+	t.Bits = r.bits
+	return t
+}
+
+// headerTable folds three small dimensions into one: 512 entries are cheaper than two more look-ups.
+func headerTable(network, ipVersion, dscp axis, c *compiler) HeaderTable {
+	var networks [256]hits
+	for _, o := range c.network {
+		networks[o.value].add(c.groups[o.group])
+	}
+	var versions [7]hits
+	for _, o := range c.version {
+		versions[o.value].add(c.groups[o.group])
+	}
+	var points [64]hits
+	for _, o := range c.codePoint {
+		points[o.value].add(c.groups[o.group])
+	}
+	var t HeaderTable
+	unknown, other := network.all, network.all // no header is unknown or other; the rows exist for uniformity
+	r := newRows(unknown, other)
+	for _, n := range []Network{0, TCP, UDP} {
+		for _, v := range []version{4, 6} {
+			for d := range points {
+				row := network.row(&networks[n])
+				byVersion, byPoint := ipVersion.row(&versions[v]), dscp.row(&points[d])
+				row.and(&byVersion)
+				row.and(&byPoint)
+				t.Class[HeaderIndex(uint8(d), n, v == 6)] = uint16(r.class(row))
+			}
+		}
+	}
+	t.Bits = r.bits
+	return t
+}
+
+var errPortClasses = errors.New("the rules divide the ports into more than 65,535 classes: use ranges instead of single ports")
+
+// fill sweeps over the ports once, counting for each use how many of its spans cover the current one.
+func (t *PortTable) fill(a axis, occurrences []occurrence[Span], groups [][]use) error {
+	type edge struct {
+		port  uint32 // from which on
+		delta int
+		use   use
+	}
+	edges := make([]edge, 0, 2*len(occurrences))
+	for _, o := range occurrences {
+		for _, u := range groups[o.group] {
+			edges = append(edges, edge{uint32(o.value.First), 1, u}, edge{uint32(o.value.Last) + 1, -1, u})
+		}
+	}
+	slices.SortFunc(edges, func(x, y edge) int { return cmp.Compare(x.port, y.port) })
+
+	r := a.rows()
+	var h hits
+	covered := make([]int, 2*MaxRules)
+	class := ClassOther
+	for port := 1; port < len(t.Class); port++ {
+		changed := false
+		for ; len(edges) > 0 && edges[0].port <= uint32(port); edges = edges[1:] {
+			e := edges[0]
+			covered[e.use] += e.delta
+			h.put(e.use, covered[e.use] > 0)
+			changed = true
+		}
+		if changed {
+			if class = r.class(a.row(&h)); class >= 1<<16 {
+				return errPortClasses
+			}
+		}
+		t.Class[port] = uint16(class)
+	}
+	t.Bits = r.bits
+	return nil
+}
+
+func (h *hits) put(u use, on bool) {
+	side := &h.is
+	if u.negated() {
+		side = &h.not
+	}
+	side[u.rule()/64] &^= 1 << (u.rule() % 64)
+	if on {
+		side.set(u.rule())
+	}
+}

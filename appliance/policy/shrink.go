@@ -1,0 +1,230 @@
+package policy
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Case is a policy and a flow on which two renderings of the policy disagree. It marshals to JSON, so
+// that a failure found once is replayed for ever.
+type Case struct {
+	Policy *Policy
+	Flow   Flow
+}
+
+// Shrink returns a smaller case that still fails: without rules, conditions, values and facts that do
+// not matter. The given case must fail; it is not changed.
+func Shrink(c Case, fails func(Case) bool) Case {
+	c.Policy = c.Policy.clone()
+	for again := true; again; {
+		again = false
+		// attempt keeps the change of apply if the case still fails.
+		attempt := func(apply func(*Case)) {
+			smaller := Case{c.Policy.clone(), c.Flow}
+			apply(&smaller)
+			if smaller.Policy.Validate() == nil && fails(smaller) {
+				c, again = smaller, true
+			}
+		}
+		for size := len(c.Policy.Rules); size > 0; size /= 2 {
+			for i := len(c.Policy.Rules) - size; i >= 0; i -= size {
+				attempt(func(s *Case) { s.Policy.Rules = slices.Delete(s.Policy.Rules, i, i+size) })
+			}
+		}
+		for i := range c.Policy.Rules {
+			for _, side := range []func(*Rule) *[]Condition{
+				func(r *Rule) *[]Condition { return &r.Is },
+				func(r *Rule) *[]Condition { return &r.Not },
+			} {
+				of := func(c *Case) *[]Condition { return side(&c.Policy.Rules[i]) }
+				for k := len(*of(&c)) - 1; k >= 0; k-- {
+					attempt(func(s *Case) { *of(s) = slices.Delete(*of(s), k, k+1) })
+				}
+				for k := range *of(&c) {
+					for v := len((*of(&c))[k].Values) - 1; v >= 0; v-- {
+						attempt(func(s *Case) { (*of(s))[k].Values = slices.Delete((*of(s))[k].Values, v, v+1) })
+					}
+				}
+			}
+			if r := c.Policy.Rules[i]; r.Mark != 0 || r.SNAT != nil || r.Reject || r.Name != "" {
+				attempt(func(s *Case) {
+					r := &s.Policy.Rules[i]
+					r.Name, r.Mark, r.SNAT, r.Reject = "", 0, nil, false
+				})
+			}
+		}
+		for _, simplify := range []struct {
+			useful bool
+			apply  func(*Flow)
+		}{
+			{len(c.Flow.Names) > 0, func(f *Flow) { f.Names = nil }},
+			{len(c.Flow.Names) > 1, func(f *Flow) { f.Names = f.Names[1:] }},
+			{len(c.Flow.Names) > 1, func(f *Flow) { f.Names = f.Names[:1] }},
+			{c.Flow.Process != "", func(f *Flow) { f.Process = "" }},
+			{c.Flow.Interface != "", func(f *Flow) { f.Interface = "" }},
+			{c.Flow.SourceMAC != MAC{}, func(f *Flow) { f.SourceMAC = MAC{} }},
+			{c.Flow.DSCP != 0, func(f *Flow) { f.DSCP = 0 }},
+		} {
+			if simplify.useful {
+				attempt(func(s *Case) { simplify.apply(&s.Flow) })
+			}
+		}
+	}
+	return c
+}
+
+// clone copies the rules as deep as Shrink changes them.
+func (p *Policy) clone() *Policy {
+	q := *p
+	q.Rules = slices.Clone(p.Rules)
+	for i := range q.Rules {
+		for _, conditions := range []*[]Condition{&q.Rules[i].Is, &q.Rules[i].Not} {
+			*conditions = slices.Clone(*conditions)
+			for k := range *conditions {
+				(*conditions)[k].Values = slices.Clone((*conditions)[k].Values)
+			}
+		}
+	}
+	return &q
+}
+
+// The JSON of a case; conditions are lists, because a rule of a case may name a field twice.
+type (
+	caseText struct {
+		Rules   []ruleText                 `json:"rules"`
+		Default string                     `json:"default"`
+		Sites   map[string][]conditionText `json:"geosite,omitempty"`
+		Codes   map[string][]netip.Prefix  `json:"geoip,omitempty"`
+		Flow    flowText                   `json:"flow"`
+	}
+	ruleText struct {
+		Name     string          `json:"name,omitempty"`
+		Is       []conditionText `json:"is,omitempty"`
+		Not      []conditionText `json:"not,omitempty"`
+		Outbound string          `json:"outbound"`
+		Mark     uint32          `json:"mark,omitempty"`
+		SNAT     *bool           `json:"snat,omitempty"`
+		Reject   bool            `json:"reject,omitempty"`
+	}
+	conditionText struct {
+		Field  string   `json:"field"`
+		Values []string `json:"values"`
+	}
+	flowText struct {
+		Network         Network    `json:"network"`
+		Source          netip.Addr `json:"source"`
+		SourcePort      uint16     `json:"source_port"`
+		Destination     netip.Addr `json:"destination"`
+		DestinationPort uint16     `json:"destination_port"`
+		DSCP            uint8      `json:"dscp,omitempty"`
+		SourceMAC       MAC        `json:"source_mac,omitzero"`
+		Interface       string     `json:"interface,omitempty"`
+		Names           []string   `json:"names,omitempty"`
+		Process         string     `json:"process,omitempty"`
+	}
+)
+
+// MarshalJSON writes the case with the geo lists that its policy uses.
+func (c Case) MarshalJSON() ([]byte, error) {
+	out := caseText{Default: c.Policy.Default, Rules: []ruleText{}, Sites: map[string][]conditionText{}, Codes: map[string][]netip.Prefix{}}
+	texts := func(conditions []Condition) []conditionText {
+		var all []conditionText
+		for _, cond := range conditions {
+			t := conditionText{Field: cond.Field.Key}
+			for _, v := range cond.Values {
+				t.Values = append(t.Values, v.String())
+				switch v := v.(type) {
+				case siteName:
+					out.Sites[string(v)] = patternTexts(sitePatterns(c.Policy.Geo, v))
+				case country:
+					out.Codes[string(v)] = countryPrefixes(c.Policy.Geo, v)
+				}
+			}
+			all = append(all, t)
+		}
+		return all
+	}
+	for _, r := range c.Policy.Rules {
+		out.Rules = append(out.Rules, ruleText{r.Name, texts(r.Is), texts(r.Not), r.Outbound, r.Mark, r.SNAT, r.Reject})
+	}
+	f := c.Flow
+	out.Flow = flowText{
+		f.Network, f.Source.Addr(), f.Source.Port(), f.Destination.Addr(), f.Destination.Port(),
+		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Process,
+	}
+	return json.Marshal(out)
+}
+
+// UnmarshalJSON is the inverse of MarshalJSON.
+func (c *Case) UnmarshalJSON(data []byte) error {
+	var in caseText
+	if err := json.Unmarshal(data, &in); err != nil {
+		return err
+	}
+	geo := &lists{map[string][]Value{}, in.Codes}
+	for category, texts := range in.Sites {
+		conditions, err := conditionsOf(texts)
+		if err != nil {
+			return fmt.Errorf("geosite %s: %w", category, err)
+		}
+		geo.sites[category] = []Value{}
+		for _, cond := range conditions {
+			geo.sites[category] = append(geo.sites[category], cond.Values...)
+		}
+	}
+	p := &Policy{Default: in.Default, Geo: geo}
+	for i, r := range in.Rules {
+		is, err := conditionsOf(r.Is)
+		if err != nil {
+			return fmt.Errorf("rule #%d: %w", i+1, err)
+		}
+		not, err := conditionsOf(r.Not)
+		if err != nil {
+			return fmt.Errorf("rule #%d: not: %w", i+1, err)
+		}
+		p.Rules = append(p.Rules, Rule{r.Name, is, not, r.Outbound, r.Mark, r.SNAT, r.Reject})
+	}
+	f := in.Flow
+	*c = Case{p, Flow{
+		f.Network, netip.AddrPortFrom(f.Source, f.SourcePort), netip.AddrPortFrom(f.Destination, f.DestinationPort),
+		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Process,
+	}}
+	return nil
+}
+
+func patternTexts(patterns []Value) []conditionText {
+	texts := []conditionText{}
+	for _, v := range patterns {
+		var key string
+		switch v.(type) {
+		case exactName:
+			key = "domain"
+		case suffixName:
+			key = "domain_suffix"
+		case keywordName:
+			key = "domain_keyword"
+		case regexName:
+			key = "domain_regex"
+		}
+		texts = append(texts, conditionText{key, []string{v.String()}})
+	}
+	return texts
+}
+
+func conditionsOf(texts []conditionText) ([]Condition, error) {
+	var conditions []Condition
+	for _, t := range texts {
+		f, ok := LookupField(t.Field)
+		if !ok {
+			return nil, fmt.Errorf("no field %q", t.Field)
+		}
+		c, err := f.Parse(t.Values...)
+		if err != nil {
+			return nil, err
+		}
+		conditions = append(conditions, c)
+	}
+	return conditions, nil
+}
