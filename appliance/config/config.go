@@ -1,0 +1,171 @@
+// Package config reads the configuration of sidegate: one YAML, JSON or TOML file, strictly decoded.
+//
+// Everything that is wrong with a file is reported at once, one line each,
+//
+//	FILE:LINE: rule "nas": unknown outbound "tokyo" (have: hk, us)
+//
+// naming the object and the fix. What loads here is what the gateway runs; `sidegate check` asks
+// nothing more. The keys of a rule are those of policy.Fields: this package knows none of them.
+// testdata/example.yaml shows every key.
+package config
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/knadh/koanf/v2"
+
+	"sidegate/appliance/policy"
+)
+
+// Config is a checked configuration. It is not changed after it is loaded. Printing it, or encoding
+// it as JSON, shows no secret.
+type Config struct {
+	File       string // as the user named it
+	Interfaces Interfaces
+	OnFailure  policy.Verdict // of proxied flows while the proxy is down: Block or Direct
+	ReturnPath ReturnPath
+	Published  []Service
+	Metrics    Metrics
+	Proxy      Proxy
+	Outbounds  map[string]Outbound // by name, without direct and block
+	Policy     *policy.Policy
+	Tests      []Test
+	Warnings   []string // `FILE:LINE: …`, about what loads but is likely a mistake
+
+	rules []int // line of each of Policy.Rules
+}
+
+// Interfaces are the sides of the gateway.
+type Interfaces struct {
+	LAN      []string // where clients are; exactly [Auto]: the interface of the default route
+	Position Position
+}
+
+// Auto as the only LAN interface stands for the interface of the default route.
+const Auto = "auto"
+
+// ReturnPath is how replies of direct traffic reach the client.
+type ReturnPath string
+
+// Asymmetric leaves direct traffic untranslated: its replies go from the router to the client and
+// never pass the gateway.
+const Asymmetric ReturnPath = "asymmetric"
+
+// Metrics is the Prometheus endpoint.
+type Metrics struct {
+	Listen   string // a loopback address with its port; empty: none
+	Position Position
+}
+
+// Proxy bounds the transparent proxy. Clients are told apart by address.
+type Proxy struct {
+	DialTimeout      time.Duration // to resolve and reach an upstream over TCP
+	HandshakeTimeout time.Duration // from the dial until bytes can flow, the upstream's own dial included
+	UDPIdle          time.Duration // a UDP mapping ends this long after its last packet (RFC 4787 section 4.3)
+
+	Connections          int // TCP connections of all clients
+	ConnectionsPerClient int
+	UDPSessions          int // UDP mappings of all clients
+	UDPSessionsPerClient int
+}
+
+// Load reads a configuration file, with the format that its suffix says, and the password files that
+// it names: a relative one under $CREDENTIALS_DIRECTORY if it is there, else beside the file.
+// The error holds one *Error for each thing that is wrong, joined in the order of the file.
+func Load(path string) (*Config, error) {
+	format, err := FormatOf(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := read(path)
+	if err != nil {
+		return nil, Position{File: path}.Errorf("reading the config: %w", err)
+	}
+	return Parse(path, data, format)
+}
+
+// maxSize bounds a configuration file in bytes: some 500,000 prefixes.
+const maxSize = 16 << 20
+
+func read(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, reason(err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, reason(err)
+	}
+	data := bytes.NewBuffer(make([]byte, 0, min(info.Size(), maxSize)+bytes.MinRead))
+	if n, err := data.ReadFrom(io.LimitReader(file, maxSize+1)); err != nil {
+		return nil, reason(err)
+	} else if n > maxSize {
+		return nil, fmt.Errorf("it is larger than %d MiB", maxSize>>20)
+	}
+	return data.Bytes(), nil
+}
+
+// reason drops the path of a file error, where the message says it already.
+func reason(err error) error {
+	if at := (*fs.PathError)(nil); errors.As(err, &at) {
+		return at.Err
+	}
+	return err
+}
+
+// Parse is Load of a text that is in memory. Name is what errors call it; its directory is where
+// password files are looked for.
+func Parse(name string, data []byte, format Format) (*Config, error) {
+	d := newDecoder(name, len(data))
+	parse, ok := syntaxes[format]
+	if !ok {
+		return nil, Position{File: name}.Errorf("unknown format %q %s", format, have([]string{string(YAML), string(JSON), string(TOML)}))
+	}
+	sections := koanf.New("/")
+	if err := sections.Load(text(data), &document{parse, d}); err != nil {
+		return nil, Position{File: name}.Errorf("%w", err)
+	}
+	if len(d.errs) > 0 && len(sections.Keys()) == 0 { // it could not be parsed
+		return nil, d.err()
+	}
+	c := d.config(filepath.Dir(name), sections)
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	inFileOrder(d.warnings)
+	for _, w := range d.warnings {
+		c.Warnings = append(c.Warnings, w.Error())
+	}
+	return c, nil
+}
+
+//go:embed default.yaml
+var defaultYAML []byte
+
+// Default is the configuration of a gateway that was given none: the interface of the default route
+// is the LAN, and everything is direct.
+func Default() *Config {
+	c, err := Parse("default.yaml (built in)", defaultYAML, YAML)
+	if err != nil {
+		panic("the built-in config: " + err.Error()) // it is part of the program, and a test loads it
+	}
+	return c
+}
+
+// RulePosition is where Policy.Rules[index] stands; an index out of range, such as the -1 of the
+// default, is the file as a whole.
+func (c *Config) RulePosition(index int) Position {
+	if index < 0 || index >= len(c.rules) {
+		return Position{File: c.File}
+	}
+	return Position{c.File, c.rules[index]}
+}

@@ -1,0 +1,267 @@
+package config
+
+import (
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"sidegate/appliance/policy"
+)
+
+// ownedMarks are the bits of the firewall mark that sidegate itself uses.
+const ownedMarks = 0x0f000000
+
+// rule is a policy.Rule on the way.
+type rule struct {
+	policy.Rule
+	line     int
+	outbound reference
+	// Lines of the keys that fit only some outbounds; 0 where they are absent.
+	mark, snat, reject int
+}
+
+// label is what messages call a rule.
+func label(name string, index int) string {
+	if name == "" {
+		return numbered("rule", index)
+	}
+	return "rule " + quote(name)
+}
+
+func (d *decoder) rules(at string, n *yaml.Node, c *draft) {
+	items := d.list(at, n)
+	c.rules = make([]rule, 0, min(len(items), policy.MaxRules))
+	names := map[string]int{}
+	for i, item := range items {
+		r := rule{line: item.Line}
+		entries := d.entries(label("", i), item)
+		r.Name = nameOf(entries)
+		at := label(r.Name, i)
+		if i == policy.MaxRules {
+			d.errorf(item.Line, "%s: it is number %d, and there can be %d; join rules with the same outbound", at, i+1, policy.MaxRules)
+			return
+		}
+		if first, taken := names[r.Name]; taken && r.Name != "" {
+			d.errorf(item.Line, "%s: the name is taken by the rule on line %d; choose another", at, first)
+		}
+		names[r.Name] = item.Line
+		seen := decode(d, at, entries, ruleKeys, laterFields, &r)
+		d.require(at, item, entries, seen, "outbound")
+		c.rules = append(c.rules, r)
+		if n.Anchor == "" { // nothing else refers to this list: let its nodes go
+			items[i] = &yaml.Node{}
+		}
+	}
+}
+
+// nameOf looks ahead, because messages about the other keys want the name.
+func nameOf(entries []entry) string {
+	for _, e := range entries {
+		if e.key == "name" && e.value.Kind == yaml.ScalarNode && !isNull(e.value) {
+			return e.value.Value
+		}
+	}
+	return ""
+}
+
+// laterFields are fields of the design whose data this version cannot read.
+var laterFields = notYet{"geosite": true, "geoip": true}
+
+// conditionKeys are the policy's fields, for a rule's own conditions and for those under not.
+var conditionKeys = func() keys[[]policy.Condition] {
+	table := keys[[]policy.Condition]{}
+	for _, field := range policy.Fields() {
+		if laterFields[field.Key] {
+			continue
+		}
+		table[field.Key] = func(d *decoder, at string, n *yaml.Node, into *[]policy.Condition) {
+			if condition, ok := d.condition(at, field, n); ok {
+				*into = append(*into, condition)
+			}
+		}
+	}
+	return table
+}()
+
+// ruleKeys are the policy's fields and what a rule has besides.
+var ruleKeys = func() keys[rule] {
+	table := keys[rule]{
+		"name": func(d *decoder, at string, n *yaml.Node, r *rule) {
+			if name, ok := d.scalar(at, n); ok && !printable(name) {
+				d.errorf(n.Line, "%s: a name is 1 to %d bytes of printable text; choose another", at, maxNameLength)
+			}
+		},
+		"not": func(d *decoder, at string, n *yaml.Node, r *rule) {
+			entries := d.entries(at, n)
+			if entries != nil && len(entries) == 0 {
+				d.errorf(n.Line, "%s: it holds no condition; add one or remove the key", at)
+			}
+			decode(d, at, entries, conditionKeys, laterFields, &r.Not)
+		},
+		"outbound": func(d *decoder, at string, n *yaml.Node, r *rule) {
+			r.outbound = d.reference(at, n)
+			r.Outbound = r.outbound.name
+		},
+		"mark": func(d *decoder, at string, n *yaml.Node, r *rule) {
+			mark, ok := d.number(at, n, 1, 1<<32-1)
+			if ok && mark&ownedMarks != 0 {
+				d.errorf(n.Line, "%s: %#010x touches %#010x, the bits that sidegate itself uses; choose other bits", at, mark, ownedMarks)
+			}
+			r.Mark, r.mark = mark, n.Line
+		},
+		"snat": func(d *decoder, at string, n *yaml.Node, r *rule) {
+			r.SNAT, r.snat = new(bool), n.Line
+			d.boolean(at, n, r.SNAT)
+		},
+		"reject": func(d *decoder, at string, n *yaml.Node, r *rule) {
+			d.boolean(at, n, &r.Reject)
+			r.reject = n.Line
+		},
+	}
+	for key, read := range conditionKeys {
+		table[key] = func(d *decoder, at string, n *yaml.Node, r *rule) { read(d, at, n, &r.Is) }
+	}
+	return table
+}()
+
+// condition parses the values of one field. When the field refuses them, each is asked alone, so that
+// all that are wrong are reported with their own lines.
+func (d *decoder) condition(at string, field *policy.Field, n *yaml.Node) (policy.Condition, bool) {
+	values, lines := d.texts(at, n)
+	if len(values) == 0 {
+		return policy.Condition{}, false // reported
+	}
+	condition, err := field.Parse(values...)
+	if err == nil {
+		return condition, true
+	}
+	object := strings.TrimSuffix(at, field.Key) // the field's own message begins with its key
+	alone := false
+	for i, value := range values {
+		if _, err := field.Parse(value); err != nil {
+			d.errorf(lines[i], "%s%w", object, err)
+			alone = true
+		}
+	}
+	if !alone {
+		d.errorf(n.Line, "%s%w", object, err)
+	}
+	return policy.Condition{}, false
+}
+
+func printable(text string) bool {
+	return text != "" && len(text) <= maxNameLength && utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// link resolves what refers to other parts of the file, and completes the Config.
+func (d *decoder) link(c *draft) {
+	c.Policy = &policy.Policy{Rules: make([]policy.Rule, 0, len(c.rules)), Default: c.fallback.name}
+	c.Config.rules = make([]int, 0, len(c.rules))
+	for i, r := range c.rules {
+		at := label(r.Name, i)
+		if d.known(at, r.outbound, c) {
+			d.fits(at, r)
+		}
+		c.Policy.Rules = append(c.Policy.Rules, r.Rule)
+		c.Config.rules = append(c.Config.rules, r.line)
+	}
+	d.known("default", c.fallback, c)
+	d.unreachable(c.rules)
+	d.linkTests(c)
+	if len(d.errs) > 0 {
+		return
+	}
+	// What the policy itself refuses has a line above. This is for the case that it learns to refuse more.
+	if err := c.Policy.Validate(); err != nil {
+		d.errorf(0, "%w", err)
+	}
+}
+
+// known says whether a reference leads to an outbound, and reports it if not. One that could not be
+// read was reported before.
+func (d *decoder) known(at string, to reference, c *draft) bool {
+	if to.name == "" {
+		return false
+	}
+	if _, ok := c.Outbounds[to.name]; ok || to.name == policy.OutboundDirect || to.name == policy.OutboundBlock {
+		return true
+	}
+	names := slices.Collect(maps.Keys(c.Outbounds))
+	hint := have(names)
+	if len(names) == 0 {
+		hint = "(have: none; define it under outbounds, or write direct or block)"
+	}
+	if likely, ok := nearest(to.name, append(names, policy.OutboundDirect, policy.OutboundBlock)); ok {
+		hint = fmt.Sprintf("; did you mean %q? %s", likely, hint)
+	} else {
+		hint = " " + hint
+	}
+	d.errorf(to.line, "%s: unknown outbound %s%s", at, quote(to.name), hint)
+	return false
+}
+
+// fits reports options that mean nothing with the rule's outbound.
+func (d *decoder) fits(at string, r rule) {
+	options := []struct {
+		key  string
+		line int
+		with string
+	}{
+		{"mark", r.mark, policy.OutboundDirect},
+		{"snat", r.snat, policy.OutboundDirect},
+		{"reject", r.reject, policy.OutboundBlock},
+	}
+	for _, o := range options {
+		if o.line != 0 && r.outbound.name != o.with {
+			d.errorf(o.line, "%s: %s goes with outbound %s only, not with %s; remove it", at, o.key, o.with, quote(r.outbound.name))
+		}
+	}
+}
+
+// unreachable warns of rules that nothing reaches: those after a rule without conditions, and those
+// with the same conditions as an earlier one.
+func (d *decoder) unreachable(rules []rule) {
+	earlier := map[uint64]int{}
+	seed := maphash.MakeSeed()
+	for i, r := range rules {
+		at := label(r.Name, i)
+		conditions := signature(seed, r.Rule)
+		if first, same := earlier[conditions]; same {
+			d.warnf(r.line, "%s: it never matches: %s (line %d) has the same conditions; remove one", at, label(rules[first].Name, first), rules[first].line)
+			continue
+		}
+		earlier[conditions] = i
+		if len(r.Is)+len(r.Not) == 0 && i+1 < len(rules) {
+			next := rules[i+1]
+			d.warnf(next.line, "%s: it never matches, nor does any rule after it: %s (line %d) has no condition and takes everything; move that to the end",
+				label(next.Name, i+1), at, r.line)
+			return
+		}
+	}
+}
+
+// signature is a hash of a rule's conditions. The order of its keys does not matter, that of the values
+// in a list does.
+func signature(seed maphash.Seed, r policy.Rule) uint64 {
+	var sum uint64
+	for not, conditions := range [][]policy.Condition{r.Is, r.Not} {
+		for _, c := range conditions {
+			var h maphash.Hash
+			h.SetSeed(seed)
+			h.WriteByte(byte(not))
+			h.WriteString(c.Field.Key)
+			for _, v := range c.Values {
+				h.WriteByte(0)
+				h.WriteString(v.String())
+			}
+			sum += h.Sum64()
+		}
+	}
+	return sum
+}
