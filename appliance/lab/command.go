@@ -107,7 +107,7 @@ func (c *Command) Start() (_ *Process, err error) {
 	if err := c.host.lab.startOnThread(c.host, p.cmd); err != nil {
 		return nil, err
 	}
-	forget, ok := c.host.lab.onClose(p.Stop)
+	forget, ok := c.host.lab.onClose(p.Kill)
 	go func() {
 		defer close(p.done)
 		defer forget()
@@ -116,7 +116,7 @@ func (c *Command) Start() (_ *Process, err error) {
 		}
 	}()
 	if !ok {
-		return nil, errors.Join(errClosed, p.Stop())
+		return nil, errors.Join(errClosed, p.Kill())
 	}
 	return p, nil
 }
