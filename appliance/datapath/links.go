@@ -1,0 +1,225 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// links are the places where packets meet the programs: tcx ingress of each LAN interface, and the
+// namespace's socket lookup. Each is pinned under its name, so that it outlives the daemon.
+type links struct {
+	dir string
+	// An unreferenced link.Link is closed by the garbage collector; the pin would survive, our handle not.
+	open map[string]link.Link
+}
+
+const lookupLink = "proxy-lookup"
+
+func lanLink(name string) string { return "lan-" + strings.ReplaceAll(name, "/", "_") }
+
+func newLinks(stateDir string) *links {
+	return &links{dir: filepath.Join(stateDir, "links"), open: map[string]link.Link{}}
+}
+
+// place is one link as it should be.
+type place struct {
+	pin     string
+	program func(*generation) *ebpf.Program
+	attach  func(*ebpf.Program) (link.Link, error)
+	ifindex uint32 // of a tcx link; 0 otherwise
+}
+
+func places(interfaces []Interface) []place {
+	all := []place{{
+		pin:     lookupLink,
+		program: func(g *generation) *ebpf.Program { return g.objects.ProxyLookup },
+		attach:  attachLookup,
+	}}
+	for _, i := range interfaces {
+		all = append(all, place{
+			pin: lanLink(i.Name),
+			program: func(g *generation) *ebpf.Program {
+				if i.Ethernet {
+					return g.objects.LanEthernet
+				}
+				return g.objects.LanIp
+			},
+			attach: func(p *ebpf.Program) (link.Link, error) {
+				return link.AttachTCX(link.TCXOptions{Interface: i.Index, Program: p, Attach: ebpf.AttachTCXIngress})
+			},
+			ifindex: uint32(i.Index),
+		})
+	}
+	return all
+}
+
+func attachLookup(p *ebpf.Program) (link.Link, error) {
+	// The calling thread's namespace, which is not always the process's.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	l, err := link.AttachNetNs(int(ns.Fd()), p)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// apply attaches next everywhere. If one place fails, those already switched go back to old.
+func (l *links) apply(next, old *generation, interfaces []Interface) error {
+	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+		return fmt.Errorf("making the directory of links: %w", err)
+	}
+	wanted := map[string]bool{}
+	var switched []place
+	for _, p := range places(interfaces) {
+		wanted[p.pin] = true
+		if err := l.put(p, next, next == old); err != nil {
+			return errors.Join(fmt.Errorf("attaching %s: %w", p.pin, err), l.rollBack(switched, old))
+		}
+		switched = append(switched, p)
+	}
+	return l.removeExcept(wanted)
+}
+
+// put makes one place run the generation's program: by atomic replacement where a link is there, by a new
+// link otherwise, or where the interface of that name is another one now.
+func (l *links) put(p place, g *generation, unchanged bool) error {
+	existing := l.find(p)
+	if existing != nil {
+		if unchanged {
+			return nil
+		}
+		return existing.Update(p.program(g))
+	}
+	fresh, err := p.attach(p.program(g))
+	if err != nil {
+		return err
+	}
+	if err := fresh.Pin(filepath.Join(l.dir, p.pin)); err != nil {
+		fresh.Close()
+		return err
+	}
+	l.open[p.pin] = fresh
+	return nil
+}
+
+// find returns the place's link if it is pinned and still attached where it should be; if not it removes
+// what is left of it.
+func (l *links) find(p place) link.Link {
+	existing := l.open[p.pin]
+	path := filepath.Join(l.dir, p.pin)
+	if existing == nil {
+		if loaded, err := link.LoadPinnedLink(path, nil); err == nil {
+			existing = loaded
+		}
+	} else if _, err := os.Stat(path); err != nil {
+		existing.Close() // somebody removed the pin: a crash would detach it
+		existing = nil
+	}
+	if existing == nil {
+		delete(l.open, p.pin)
+		os.Remove(path)
+		return nil
+	}
+	if !attachedTo(existing, p.ifindex) {
+		l.drop(p.pin, existing)
+		return nil
+	}
+	l.open[p.pin] = existing
+	return existing
+}
+
+func attachedTo(l link.Link, ifindex uint32) bool {
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	if tcx := info.TCX(); tcx != nil {
+		return tcx.Ifindex == ifindex
+	}
+	ns := info.NetNs()
+	return ns != nil && ns.NetnsInode != 0 && ns.NetnsInode == threadNamespace()
+}
+
+func threadNamespace() uint32 {
+	var st unix.Stat_t
+	if unix.Stat("/proc/thread-self/ns/net", &st) != nil {
+		return 0
+	}
+	return uint32(st.Ino)
+}
+
+func (l *links) rollBack(switched []place, old *generation) error {
+	var errs error
+	for _, p := range switched {
+		existing := l.open[p.pin]
+		if old == nil {
+			l.drop(p.pin, existing)
+			continue
+		}
+		errs = errors.Join(errs, existing.Update(p.program(old)))
+	}
+	return errs
+}
+
+func (l *links) drop(pin string, existing link.Link) {
+	delete(l.open, pin)
+	os.Remove(filepath.Join(l.dir, pin))
+	existing.Close()
+}
+
+// removeExcept detaches what a predecessor or an earlier configuration attached and nobody wants now.
+func (l *links) removeExcept(wanted map[string]bool) error {
+	pins, err := os.ReadDir(l.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the pinned links: %w", err)
+	}
+	for _, pin := range pins {
+		if wanted[pin.Name()] {
+			continue
+		}
+		if existing := l.open[pin.Name()]; existing != nil {
+			existing.Close()
+			delete(l.open, pin.Name())
+		}
+		if err := os.Remove(filepath.Join(l.dir, pin.Name())); err != nil {
+			return fmt.Errorf("detaching %s: %w", pin.Name(), err)
+		}
+	}
+	return nil
+}
+
+// Close lets go of the handles and leaves the pins.
+func (l *links) Close() error {
+	var errs error
+	for pin, open := range l.open {
+		errs = errors.Join(errs, open.Close())
+		delete(l.open, pin)
+	}
+	return errs
+}
+
+func (l *links) remove() error {
+	err := errors.Join(l.removeExcept(nil), l.Close())
+	if rm := os.Remove(l.dir); rm != nil && !errors.Is(rm, syscall.ENOENT) {
+		err = errors.Join(err, rm)
+	}
+	return err
+}

@@ -1,0 +1,95 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Policy routing gives the marks their meaning: what is marked for the proxy is delivered locally whatever
+// its destination, what is marked as rejected is answered with an ICMP error by the kernel.
+const (
+	routeTable   = 21319 // 0x5347, "SG"
+	rulePriority = 500
+)
+
+type family struct {
+	number int
+	any    net.IPNet
+}
+
+func families() []family {
+	all := []family{{netlink.FAMILY_V4, net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		all = append(all, family{netlink.FAMILY_V6, net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}})
+	}
+	return all
+}
+
+func steeringRules(f family) []*netlink.Rule {
+	mask := uint32(gatewayMarkMARK_MASK)
+	toTable := netlink.NewRule()
+	toTable.Mark, toTable.Table = uint32(gatewayMarkMARK_PROXY), routeTable
+	prohibit := netlink.NewRule()
+	prohibit.Mark, prohibit.Type = uint32(gatewayMarkMARK_REJECT), unix.RTN_PROHIBIT
+	rules := []*netlink.Rule{toTable, prohibit}
+	for i, r := range rules {
+		r.Family, r.Mask, r.Priority = f.number, &mask, rulePriority+i
+	}
+	return rules
+}
+
+func steeringRoute(f family) (*netlink.Route, error) {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("finding the loopback interface: %w", err)
+	}
+	return &netlink.Route{
+		Family: f.number, Dst: &f.any, Table: routeTable, LinkIndex: lo.Attrs().Index,
+		Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
+	}, nil
+}
+
+// applyRouting adds what is missing; adding what is there is an error that means it is there.
+func applyRouting() error {
+	for _, f := range families() {
+		route, err := steeringRoute(f)
+		if err != nil {
+			return err
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("adding the local route of table %d: %w", routeTable, err)
+		}
+		for _, r := range steeringRules(f) {
+			if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, syscall.EEXIST) {
+				return fmt.Errorf("adding the rule of mark %#x: %w", r.Mark, err)
+			}
+		}
+	}
+	return nil
+}
+
+func removeRouting() error {
+	var errs error
+	for _, f := range families() {
+		for _, r := range steeringRules(f) {
+			if err := netlink.RuleDel(r); err != nil && !errors.Is(err, syscall.ENOENT) {
+				errs = errors.Join(errs, fmt.Errorf("removing the rule of mark %#x: %w", r.Mark, err))
+			}
+		}
+		route, err := steeringRoute(f)
+		if err != nil {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		if err := netlink.RouteDel(route); err != nil && !errors.Is(err, syscall.ESRCH) {
+			errs = errors.Join(errs, fmt.Errorf("removing the local route of table %d: %w", routeTable, err))
+		}
+	}
+	return errs
+}

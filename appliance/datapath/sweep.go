@@ -1,0 +1,151 @@
+package datapath
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// How long a flow stays in the table without a packet. An established TCP connection stays for as long as
+// its client has room: only the endpoints know whether it is over (RFC 5382 §5 asks for two hours at least).
+// UDP is kept for longer than RFC 4787 §4.3 asks, and than the proxy keeps its own sessions.
+const (
+	sweepEvery      = 10 * time.Second
+	idleOpening     = 60 * time.Second
+	idleClosing     = 60 * time.Second
+	idleEstablished = 24 * time.Hour
+	idleUDP         = 10 * time.Minute
+	idleOther       = 60 * time.Second
+)
+
+func idleLimit(k gatewayFlowKey, v gatewayFlow) time.Duration {
+	switch {
+	case gatewayFlowState(v.State) == gatewayFlowStateFLOW_OPENING:
+		return idleOpening
+	case gatewayFlowState(v.State) == gatewayFlowStateFLOW_CLOSING:
+		return idleClosing
+	case v.Verdict == uint8(gatewayVerdictVERDICT_BLOCK):
+		return idleOpening
+	case k.Protocol == unix.IPPROTO_TCP:
+		return idleEstablished
+	case k.Protocol == unix.IPPROTO_UDP:
+		return idleUDP
+	}
+	return idleOther
+}
+
+// Sweep removes flows that are over, until ctx ends, and recounts what each client holds.
+func (d *Datapath) Sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := d.state.sweep(monotonic()); err != nil {
+				d.log.Warn("sweeping the flow table", "error", err)
+			}
+		}
+	}
+}
+
+type agedFlow struct {
+	key  gatewayFlowKey
+	seen uint64
+}
+
+// sweep is one round, at a time of the monotonic clock.
+func (s *state) sweep(now uint64) error {
+	held := map[gatewayClientKey][]agedFlow{}
+	var over []gatewayFlowKey
+	err := eachFlow(s.maps.Flows, func(k gatewayFlowKey, v gatewayFlow) {
+		// A packet may have come after `now` was read.
+		if v.LastSeen < now && time.Duration(now-v.LastSeen) > idleLimit(k, v) {
+			over = append(over, k)
+			return
+		}
+		client := clientOf(k, v)
+		held[client] = append(held[client], agedFlow{k, v.LastSeen})
+	})
+	if err != nil {
+		return err
+	}
+	over = append(over, s.overfull(held)...)
+	if err := deleteFlows(s.maps.Flows, over); err != nil {
+		return err
+	}
+	return s.recount(held)
+}
+
+// overfull chooses what to give up when the table is nearly full, whoever filled it: the least recently
+// used flows of the clients that hold most. It takes them out of held.
+func (s *state) overfull(held map[gatewayClientKey][]agedFlow) []gatewayFlowKey {
+	var total, limit = 0, int(s.maps.Flows.MaxEntries()) * 7 / 8
+	clients := make([]gatewayClientKey, 0, len(held))
+	for c, flows := range held {
+		total += len(flows)
+		clients = append(clients, c)
+	}
+	if total <= limit {
+		return nil
+	}
+	slices.SortFunc(clients, func(a, b gatewayClientKey) int { return cmp.Compare(len(held[b]), len(held[a])) })
+	var over []gatewayFlowKey
+	for _, c := range clients {
+		if total <= limit {
+			break
+		}
+		flows := held[c]
+		slices.SortFunc(flows, func(a, b agedFlow) int { return cmp.Compare(a.seen, b.seen) })
+		n := min(len(flows)/2, total-limit)
+		for _, f := range flows[:n] {
+			over = append(over, f.key)
+		}
+		held[c] = flows[n:]
+		total -= n
+	}
+	return over
+}
+
+func deleteFlows(table *ebpf.Map, keys []gatewayFlowKey) error {
+	for _, k := range keys {
+		if err := table.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("removing a flow: %w", err)
+		}
+	}
+	return nil
+}
+
+// recount writes what each client holds. The programs count up meanwhile, so a count may be a few flows
+// too low until the next round: a share is not a limit of correctness.
+func (s *state) recount(held map[gatewayClientKey][]agedFlow) error {
+	var key gatewayClientKey
+	var client gatewayClient
+	counts := map[gatewayClientKey]gatewayClient{}
+	clients := s.maps.Clients.Iterate()
+	for clients.Next(&key, &client) {
+		counts[key] = client
+	}
+	if err := clients.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("reading the clients: %w", err)
+	}
+	for key, client := range counts {
+		n := uint32(len(held[key]))
+		if client.Flows == n {
+			continue
+		}
+		client.Flows = n
+		err := s.maps.Clients.Update(key, client, ebpf.UpdateExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("recounting a client's flows: %w", err)
+		}
+	}
+	return nil
+}
