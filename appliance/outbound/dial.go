@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -68,12 +69,9 @@ func (u *upstream) Name() string { return u.outbound }
 
 func (u *upstream) Upstream() (host string, port uint16, ok bool) { return u.host, u.port, true }
 
-func (u *upstream) address() string { return net.JoinHostPort(u.host, portText(u.port)) }
+func (u *upstream) address() string { return hostPort(u.host, u.port) }
 
 func (u *upstream) String() string { return u.kind + " " + u.address() }
-
-// GoString keeps %#v from printing the credentials beside this.
-func (u *upstream) GoString() string { return u.String() }
 
 // open connects to the upstream and has the handshake with it, all within the timeouts and the
 // context: whatever talk waits for on the connection is interrupted when they end. The connection
@@ -147,6 +145,10 @@ func validDestination(to Destination) error {
 		return errors.New("the destination has neither an address nor a name")
 	}
 	return nil
+}
+
+func hostPort(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
 }
 
 func validName(name string) error {

@@ -15,8 +15,8 @@ import (
 // httpConnect carries TCP through an HTTP proxy by CONNECT (RFC 9110 section 9.3.6), in HTTP/1.1.
 type httpConnect struct {
 	upstream
-	authorization string      // of the Proxy-Authorization field (RFC 7617), or empty
-	secure        *tls.Config // https proxies; nil for http
+	authorization func() string // the value of Proxy-Authorization (RFC 7617); nil: none. Hidden as in socks5
+	secure        *tls.Config   // https proxies; nil for http
 }
 
 func (h *httpConnect) DialTCP(ctx context.Context, to Destination) (net.Conn, error) {
@@ -59,8 +59,8 @@ func (h *httpConnect) dial(ctx context.Context, to Destination) (net.Conn, error
 func (h *httpConnect) handshake(c io.ReadWriter, to Destination) error {
 	target := to.String()
 	request := "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n"
-	if h.authorization != "" {
-		request += "Proxy-Authorization: " + h.authorization + "\r\n"
+	if h.authorization != nil {
+		request += "Proxy-Authorization: " + h.authorization() + "\r\n"
 	}
 	if _, err := io.WriteString(c, request+"\r\n"); err != nil {
 		return err
@@ -75,7 +75,7 @@ func (h *httpConnect) handshake(c io.ReadWriter, to Destination) error {
 	// The code's own text instead of the server's phrase, which could be anything, our request too.
 	reason := fmt.Sprintf("%d %s", status, http.StatusText(status))
 	if status == http.StatusProxyAuthRequired {
-		if h.authorization == "" {
+		if h.authorization == nil {
 			reason += " (none is configured)"
 		} else {
 			reason += " (it did not accept the username and password)"

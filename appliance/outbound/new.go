@@ -180,7 +180,11 @@ func newSOCKS5(u upstream, c Credentials, _ url.Values) (Outbound, error) {
 	case c.Username != "" && c.Password == "":
 		return nil, errors.New("there is a username but no password: set password_file")
 	}
-	return &socks5{upstream: u, credentials: c}, nil
+	s := &socks5{upstream: u}
+	if c.Username != "" {
+		s.credentials = func() Credentials { return c }
+	}
+	return s, nil
 }
 
 func newHTTP(u upstream, c Credentials, _ url.Values) (Outbound, error) { return newConnect(u, c) }
@@ -194,7 +198,7 @@ func newConnect(u upstream, c Credentials) (*httpConnect, error) {
 		return nil, errors.New("the username or password contains a control character, such as a line break")
 	}
 	if c.Username != "" {
-		h.authorization = basicAuthorization(c)
+		h.authorization = func() string { return basicAuthorization(c) }
 	}
 	return h, nil
 }

@@ -13,6 +13,7 @@ package outbound
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
@@ -27,12 +28,16 @@ type Destination struct {
 	Name string
 }
 
-// String is the name, or the address, with the port.
+// String is the name, or the address, with the port. A name that is none, which a client may have
+// made up, is quoted.
 func (d Destination) String() string {
-	if d.Name != "" {
-		return net.JoinHostPort(d.Name, portText(d.Addr.Port()))
+	switch {
+	case d.Name == "":
+		return d.Addr.String()
+	case validName(d.Name) != nil:
+		return fmt.Sprintf("%q:%d", d.Name, d.Addr.Port())
 	}
-	return d.Addr.String()
+	return hostPort(d.Name, d.Addr.Port())
 }
 
 // Outbound is one way out. Its methods may be called concurrently.

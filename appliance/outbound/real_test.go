@@ -111,7 +111,7 @@ func TestDanteTCP(t *testing.T) {
 	startDante(t, 1080, "none")
 	for _, address := range []string{proxy4, proxy6, "proxy.example"} {
 		t.Run(address, func(t *testing.T) {
-			throughTCP(t, mustNew(t, "socks5://"+hostport(address, 1080), Credentials{}, Options{}), false)
+			throughTCP(t, mustNew(t, "socks5://"+hostPort(address, 1080), Credentials{}, Options{}), false)
 		})
 	}
 	t.Run("refused", func(t *testing.T) {
@@ -125,7 +125,7 @@ func TestDanteTCP(t *testing.T) {
 
 func TestDantePassword(t *testing.T) {
 	startDante(t, 1080, "username")
-	url := "socks5://" + hostport(proxy4, 1080)
+	url := "socks5://" + hostPort(proxy4, 1080)
 	t.Run("tcp", func(t *testing.T) {
 		throughTCP(t, mustNew(t, url, Credentials{user, password}, Options{}), false)
 	})
@@ -143,7 +143,7 @@ func TestDantePassword(t *testing.T) {
 
 func TestMicrosocks(t *testing.T) {
 	startMicrosocks(t, 1081)
-	o := mustNew(t, "socks5://"+hostport(proxy4, 1081), Credentials{}, Options{})
+	o := mustNew(t, "socks5://"+hostPort(proxy4, 1081), Credentials{}, Options{})
 	throughTCP(t, o, false)
 	refusedTCP(t, o, server4+":10", syscall.ECONNREFUSED)
 	t.Run("udp", func(t *testing.T) {
@@ -156,15 +156,15 @@ func TestMicrosocks(t *testing.T) {
 
 func TestMicrosocksPassword(t *testing.T) {
 	startMicrosocks(t, 1082, "-u", user, "-P", password)
-	url := "socks5://" + hostport(proxy4, 1082)
+	url := "socks5://" + hostPort(proxy4, 1082)
 	throughTCP(t, mustNew(t, url, Credentials{user, password}, Options{}), false)
 	refusedTCP(t, mustNew(t, url, Credentials{user, "wrong"}, Options{}), server4+":10", nil, "did not accept the username and password")
 	refusedTCP(t, mustNew(t, url, Credentials{}, Options{}), server4+":10", nil, "wants credentials")
 }
 
 func TestSquid(t *testing.T) {
-	startSquid(t, 3128, "http_port "+hostport(proxy4, 3128), false)
-	o := mustNew(t, "http://"+hostport(proxy4, 3128), Credentials{}, Options{})
+	startSquid(t, 3128, "http_port "+hostPort(proxy4, 3128), false)
+	o := mustNew(t, "http://"+hostPort(proxy4, 3128), Credentials{}, Options{})
 	throughTCP(t, o, false)
 	refusedTCP(t, o, server4+":9", nil, "403 Forbidden", "http proxy "+proxy4+":3128")
 	refusedTCP(t, o, server4+":10", nil, "503 Service Unavailable")
@@ -174,8 +174,8 @@ func TestSquid(t *testing.T) {
 }
 
 func TestSquidPassword(t *testing.T) {
-	startSquid(t, 3129, "http_port "+hostport(proxy4, 3129), true)
-	url := "http://" + hostport(proxy4, 3129)
+	startSquid(t, 3129, "http_port "+hostPort(proxy4, 3129), true)
+	url := "http://" + hostPort(proxy4, 3129)
 	throughTCP(t, mustNew(t, url, Credentials{user, password}, Options{}), false)
 	refusedTCP(t, mustNew(t, url, Credentials{user, "wrong"}, Options{}), server4+":10", nil, "407", "did not accept")
 	refusedTCP(t, mustNew(t, url, Credentials{}, Options{}), server4+":10", nil, "407", "none is configured")
@@ -183,19 +183,19 @@ func TestSquidPassword(t *testing.T) {
 
 func TestSquidTLS(t *testing.T) {
 	authority, key := certificate(t)
-	startSquid(t, 3130, fmt.Sprintf("https_port %s tls-cert=%s tls-key=%s", hostport(proxy4, 3130), authority, key), true)
+	startSquid(t, 3130, fmt.Sprintf("https_port %s tls-cert=%s tls-key=%s", hostPort(proxy4, 3130), authority, key), true)
 	secret := Credentials{user, password}
 	t.Run("by name", func(t *testing.T) {
 		throughTCP(t, mustNew(t, "https://proxy.example:3130?ca_file="+authority, secret, Options{}), true)
 	})
 	t.Run("by address", func(t *testing.T) {
-		url := "https://" + hostport(proxy4, 3130) + "?server_name=proxy.example&ca_file=" + authority
+		url := "https://" + hostPort(proxy4, 3130) + "?server_name=proxy.example&ca_file=" + authority
 		throughTCP(t, mustNew(t, url, secret, Options{}), true)
 	})
 	for name, row := range map[string]struct{ url, want string }{
 		"unknown authority": {"https://proxy.example:3130", "certificate signed by unknown authority"},
-		"other name":        {"https://" + hostport(proxy4, 3130) + "?ca_file=" + authority, "certificate"},
-		"plain http":        {"http://" + hostport(proxy4, 3130), ""},
+		"other name":        {"https://" + hostPort(proxy4, 3130) + "?ca_file=" + authority, "certificate"},
+		"plain http":        {"http://" + hostPort(proxy4, 3130), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			noLeaks(t)
@@ -217,7 +217,7 @@ func TestDanteUDP(t *testing.T) {
 	startDante(t, 1080, "none")
 	for _, address := range []string{proxy4, proxy6, "proxy.example"} {
 		t.Run(address, func(t *testing.T) {
-			throughUDP(t, mustNew(t, "socks5://"+hostport(address, 1080), Credentials{}, Options{}))
+			throughUDP(t, mustNew(t, "socks5://"+hostPort(address, 1080), Credentials{}, Options{}))
 		})
 	}
 }
@@ -232,7 +232,7 @@ func TestDanteDies(t *testing.T) {
 		if a, err = mustNew(t, "socks5://"+proxy4, Credentials{}, Options{}).AssociateUDP(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		converse(t, a, serveEchoUDP(t, hostport(server4, 0)), 100)
+		converse(t, a, serveEchoUDP(t, hostPort(server4, 0)), 100)
 		select {
 		case <-a.Done():
 			t.Error("the association ended while the server lived")
@@ -261,7 +261,7 @@ func throughUDP(t *testing.T, o Outbound) {
 	}
 	defer a.Close()
 	for _, address := range []string{server4, server4, server6} {
-		echo := serveEchoUDP(t, hostport(address, 0))
+		echo := serveEchoUDP(t, hostPort(address, 0))
 		for _, size := range []int{1, 64, 1472, 3000, 60000} {
 			converse(t, a, echo, size)
 		}
@@ -374,5 +374,3 @@ func TestTwin(t *testing.T) {
 	startMicrosocks(t, 1081)
 	throughTCP(t, mustNew(t, "socks5://twin.example:1081", Credentials{}, Options{}), false)
 }
-
-func hostport(host string, port uint16) string { return net.JoinHostPort(host, portText(port)) }

@@ -87,7 +87,7 @@ func write(t *testing.T, path, content string) string {
 }
 
 // startDante listens on both proxy addresses. It refuses port 9 of every destination by a rule.
-func startDante(t *testing.T, port int, method string) {
+func startDante(t *testing.T, port uint16, method string) {
 	t.Helper()
 	needServers(t, "danted")
 	dir := folder(t)
@@ -103,19 +103,19 @@ client pass { from: 0/0 to: 0/0 }
 socks block { from: 0/0 to: 0/0 port = 9 }
 socks pass { from: 0/0 to: 0/0 }
 `, proxy4, port, proxy6, method))
-	program(t, net.JoinHostPort(proxy4, portText(uint16(port))), "danted", "-f", config, "-p", filepath.Join(dir, "pid"))
+	program(t, hostPort(proxy4, port), "danted", "-f", config, "-p", filepath.Join(dir, "pid"))
 }
 
-func startMicrosocks(t *testing.T, port int, args ...string) {
+func startMicrosocks(t *testing.T, port uint16, args ...string) {
 	t.Helper()
 	needServers(t, "microsocks")
-	args = append([]string{"-i", proxy4, "-p", portText(uint16(port))}, args...)
-	program(t, net.JoinHostPort(proxy4, portText(uint16(port))), "microsocks", args...)
+	args = append([]string{"-i", proxy4, "-p", fmt.Sprint(port)}, args...)
+	program(t, hostPort(proxy4, port), "microsocks", args...)
 }
 
 // startSquid runs squid with one listening directive, with basic authentication if asked for. It
 // refuses port 9 by a rule.
-func startSquid(t *testing.T, port int, listen string, authenticate bool) {
+func startSquid(t *testing.T, port uint16, listen string, authenticate bool) {
 	t.Helper()
 	needServers(t, "squid")
 	dir := folder(t)
@@ -144,7 +144,7 @@ func startSquid(t *testing.T, port int, listen string, authenticate bool) {
 		"max_filedescriptors 1024",
 		"shutdown_lifetime 0 seconds",
 	}, "\n")+"\n")
-	program(t, net.JoinHostPort(proxy4, portText(uint16(port))), "squid", "-N", "-n", fmt.Sprintf("sidegate%d", port), "-f", config)
+	program(t, hostPort(proxy4, port), "squid", "-N", "-n", fmt.Sprintf("sidegate%d", port), "-f", config)
 }
 
 // certificate makes a self-signed one for the proxy's name and addresses; both are PEM files.

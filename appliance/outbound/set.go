@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 )
 
 // Set is the outbounds of one configuration by name. It always has "direct" and "block". It does
@@ -54,5 +53,3 @@ func (s *Set) Upstreams() []Upstream {
 	})
 	return slices.Compact(list)
 }
-
-func portText(port uint16) string { return strconv.Itoa(int(port)) }

@@ -41,7 +41,7 @@ var socksReplies = [...]refusal{
 // socks5 carries TCP by CONNECT and UDP by UDP ASSOCIATE.
 type socks5 struct {
 	upstream
-	credentials Credentials
+	credentials func() Credentials // nil: none. A function, because no format verb prints what it would return
 }
 
 func (s *socks5) DialTCP(ctx context.Context, to Destination) (net.Conn, error) {
@@ -106,6 +106,8 @@ func relayAddress(answer, server netip.AddrPort) (netip.AddrPort, error) {
 		return netip.AddrPort{}, errors.New("named no port for its udp relay")
 	case address.IsUnspecified():
 		address = server.Addr()
+	case address.IsMulticast(), address == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return netip.AddrPort{}, fmt.Errorf("named %s as its udp relay, which is not the address of a server", address)
 	case address.IsLinkLocalUnicast() && address.Is6():
 		address = address.WithZone(server.Addr().Zone())
 	}
@@ -143,7 +145,7 @@ func (s *socks5) handshake(c io.ReadWriter, command byte, destination []byte) (n
 // authenticate agrees on a method (RFC 1928 section 3) and sends the credentials (RFC 1929).
 func (s *socks5) authenticate(c io.ReadWriter) error {
 	hello := []byte{socksVersion, 1, methodNone}
-	if s.credentials.Username != "" {
+	if s.credentials != nil {
 		hello = []byte{socksVersion, 2, methodNone, methodPassword}
 	}
 	if _, err := c.Write(hello); err != nil {
@@ -159,8 +161,8 @@ func (s *socks5) authenticate(c io.ReadWriter) error {
 	switch method := answer[1]; {
 	case method == methodNone:
 		return nil
-	case method == methodPassword && s.credentials.Username != "":
-	case method == methodUnaccepted && s.credentials.Username == "":
+	case method == methodPassword && s.credentials != nil:
+	case method == methodUnaccepted && s.credentials == nil:
 		return &refusal{"it wants credentials and none are configured", nil}
 	case method == methodUnaccepted:
 		return &refusal{"it takes neither a username and password nor no authentication", nil}
@@ -168,9 +170,9 @@ func (s *socks5) authenticate(c io.ReadWriter) error {
 		return fmt.Errorf("chose the authentication method %d, which was not offered", method)
 	}
 
-	user, password := s.credentials.Username, s.credentials.Password
-	request := append([]byte{authVersion, byte(len(user))}, user...)
-	request = append(append(request, byte(len(password))), password...)
+	login := s.credentials()
+	request := append([]byte{authVersion, byte(len(login.Username))}, login.Username...)
+	request = append(append(request, byte(len(login.Password))), login.Password...)
 	if _, err := c.Write(request); err != nil {
 		return err
 	}

@@ -1,0 +1,227 @@
+package outbound
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// recorder is a Control function that marks sockets and remembers them.
+type recorder struct {
+	sync.Mutex
+	seen []string
+}
+
+const testMark = 0x02000000
+
+func (r *recorder) control(network, address string, c syscall.RawConn) error {
+	r.Lock()
+	defer r.Unlock()
+	r.seen = append(r.seen, network+" "+address)
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, testMark) })
+	return errors.Join(err, failed)
+}
+
+func option(t *testing.T, fd, level, name int) int {
+	t.Helper()
+	value, err := unix.GetsockoptInt(fd, level, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// TestSockets looks at the sockets themselves.
+func TestSockets(t *testing.T) {
+	needServers(t)
+	noLeaks(t)
+	relay := serveEchoUDP(t, "127.0.0.1:0")
+	server := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		reply := append([]byte("\x05\x00\x05\x00\x00"), appendAddress(nil, netip.AddrPortFrom(netip.IPv4Unspecified(), relay.Port()))...)
+		c.Write(reply)
+		io.Copy(io.Discard, c)
+	})
+	http := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		io.WriteString(c, httpConnected)
+		io.Copy(io.Discard, c)
+	})
+	var r recorder
+	set, err := NewSet(Options{Control: r.control}, mustNew(t, "socks5://"+server.String(), Credentials{}, Options{Control: r.control}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	straight, _ := set.Outbound("direct")
+	through, _ := set.Outbound("hk")
+	web := mustNew(t, "http://"+http.String(), Credentials{}, Options{Control: r.control})
+
+	for name, dial := range map[string]func() (net.Conn, error){
+		"direct": func() (net.Conn, error) { return straight.DialTCP(t.Context(), Destination{Addr: server}) },
+		"socks5": func() (net.Conn, error) { return through.DialTCP(t.Context(), destination) },
+		"http":   func() (net.Conn, error) { return web.DialTCP(t.Context(), destination) },
+	} {
+		c, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			for what, row := range map[string][3]int{
+				"mark":       {unix.SOL_SOCKET, unix.SO_MARK, testMark},
+				"protocol":   {unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_TCP},
+				"keep-alive": {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+				"idle":       {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},
+				"no delay":   {unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			} {
+				if got := option(t, int(fd), row[0], row[1]); got != row[2] {
+					t.Errorf("%s: %s is %#x, want %#x", name, what, got, row[2])
+				}
+			}
+		})
+		c.Close()
+	}
+
+	for _, o := range []Outbound{straight, through} {
+		a, err := o.AssociateUDP(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		if got := option(t, a.FD, unix.SOL_SOCKET, unix.SO_MARK); got != testMark {
+			t.Errorf("%s: the udp mark is %#x", o.Name(), got)
+		}
+		for _, buffer := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
+			if got := option(t, a.FD, unix.SOL_SOCKET, buffer); got < udpBuffer {
+				t.Errorf("%s: a udp buffer is %d bytes", o.Name(), got)
+			}
+		}
+		flags, err := unix.FcntlInt(uintptr(a.FD), unix.F_GETFL, 0)
+		if err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("%s: the udp socket blocks: %#x, %v", o.Name(), flags, err)
+		}
+		flags, err = unix.FcntlInt(uintptr(a.FD), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("%s: programs would inherit the udp socket: %#x, %v", o.Name(), flags, err)
+		}
+		if a.Connected != (o == through) || (a.HeaderRoom > 0) != a.Connected {
+			t.Errorf("%s: connected %v, header room %d", o.Name(), a.Connected, a.HeaderRoom)
+		}
+		if a.Connected {
+			peer, err := unix.Getpeername(a.FD)
+			if four, ok := peer.(*unix.SockaddrInet4); err != nil || !ok || four.Port != int(relay.Port()) || four.Addr != [4]byte{127, 0, 0, 1} {
+				t.Errorf("connected to %v, %v; want the server's own address", peer, err)
+			}
+		}
+		select {
+		case <-a.Done():
+			t.Errorf("%s: done at birth", o.Name())
+		default:
+		}
+	}
+	// Three TCP connections, one control connection, two UDP sockets.
+	if len(r.seen) != 6 {
+		t.Errorf("the control function saw %d sockets: %q", len(r.seen), r.seen)
+	}
+}
+
+// TestLookupIsMarkedAndBounded has a nameserver that never answers.
+func TestLookupIsMarkedAndBounded(t *testing.T) {
+	needServers(t)
+	noLeaks(t)
+	silent, err := net.ListenPacket("udp", hostPort(dns4, 53))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	var r recorder
+	o := mustNew(t, "socks5://nowhere.example", Credentials{}, Options{Control: r.control, DialTimeout: 300 * time.Millisecond})
+	begun := time.Now()
+	_, err = o.DialTCP(t.Context(), destination)
+	if err == nil || !strings.Contains(err.Error(), "socks5 server nowhere.example:1080 cannot be reached: lookup nowhere.example") {
+		t.Error(err)
+	}
+	if took := time.Since(begun); took > 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+	r.Lock()
+	defer r.Unlock()
+	if !slices.Contains(r.seen, "udp4 "+hostPort(dns4, 53)) {
+		t.Errorf("the query was not marked: %q", r.seen)
+	}
+}
+
+// TestControlFails wants the error of the control function, and nothing opened.
+func TestControlFails(t *testing.T) {
+	noLeaks(t)
+	broken := Options{Control: func(string, string, syscall.RawConn) error { return errors.New("no mark today") }}
+	onlyUDP := Options{Control: func(network, _ string, _ syscall.RawConn) error {
+		if strings.HasPrefix(network, "udp") {
+			return errors.New("no mark today")
+		}
+		return nil
+	}}
+	server := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		io.WriteString(c, socksConnected)
+		io.Copy(io.Discard, c)
+	})
+	_, err := mustNew(t, "socks5://"+server.String(), Credentials{}, onlyUDP).AssociateUDP(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "named a udp relay that cannot be used: connecting to 10.0.0.7:4660: no mark today") {
+		t.Error(err)
+	}
+	set, err := NewSet(broken, mustNew(t, "socks5://127.0.0.1", Credentials{}, broken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"direct", "hk"} {
+		o, _ := set.Outbound(name)
+		if _, err := o.DialTCP(t.Context(), destination); err == nil || !strings.Contains(err.Error(), "no mark today") {
+			t.Errorf("%s tcp: %v", name, err)
+		}
+		if _, err := o.AssociateUDP(t.Context()); err == nil || !strings.Contains(err.Error(), "no mark today") {
+			t.Errorf("%s udp: %v", name, err)
+		}
+	}
+}
+
+// TestRelayGone wants an association to outlive single errors: an unreachable relay port may come back.
+func TestRelayGone(t *testing.T) {
+	noLeaks(t)
+	gone, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.Write(append([]byte("\x05\x00\x05\x00\x00"), appendAddress(nil, gone.LocalAddr().(*net.UDPAddr).AddrPort())...))
+		io.Copy(io.Discard, c)
+	})
+	a, err := mustNew(t, "socks5://"+server.String(), Credentials{}, Options{}).AssociateUDP(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	gone.Close()
+	if _, err := unix.Write(a.FD, a.Header(destination.Addr)); err != nil {
+		t.Fatal(err)
+	}
+	unix.Poll([]unix.PollFd{{Fd: int32(a.FD), Events: unix.POLLIN}}, 5000)
+	if _, err := unix.Read(a.FD, make([]byte, 1)); err != unix.ECONNREFUSED {
+		t.Errorf("reading gave %v; want the relay's refusal", err)
+	}
+	select {
+	case <-a.Done():
+		t.Error("the association ended")
+	default:
+	}
+}
