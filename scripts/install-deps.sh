@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and this machine lacks, on Debian and Ubuntu.
 #
-#   scripts/install-deps.sh GROUP...     demo, test, lint, generate, or all
+#   scripts/install-deps.sh [--if-root] GROUP...     demo, test, lint, generate, or all
 #
+# With --if-root, a user who may not install is told what is missing, and that is no failure.
 # Costs milliseconds when nothing is missing: presence is a command in PATH, not a question to apt.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # servers live there, and not every user's PATH has it
@@ -43,6 +44,11 @@ die() {
 	exit 1
 }
 
+if_root=no
+if [[ ${1-} == --if-root ]]; then
+	if_root=yes
+	shift
+fi
 groups=" $* "
 [[ $groups == *' all '* ]] && groups=' demo test lint generate '
 for group in $groups; do
@@ -61,12 +67,16 @@ done <<<"$needs"
 [[ ${#missing_packages[@]} -eq 0 ]] && exit 0
 
 if [[ -e /etc/NIXOS ]]; then
-	die "missing: ${missing_commands[*]}; on NixOS enter the development shell first: nix develop"
+	[[ -e $(dirname "$0")/../flake.nix ]] && die "missing: ${missing_commands[*]}; enter the development shell first: nix develop"
+	die "missing: ${missing_commands[*]}; on NixOS these are not installed by a script: put them into a shell with nix-shell -p"
 fi
 if ! command -v apt-get >/dev/null; then
 	die "missing: ${missing_commands[*]}; this is neither Debian nor Ubuntu: install them with your own package manager"
 fi
-if [[ $EUID -ne 0 ]]; then
+if [[ $EUID -ne 0 && $if_root == yes ]]; then
+	say "missing: ${missing_commands[*]}; going on without them, for installing needs root: sudo apt-get install ${missing_packages[*]}"
+	exit 0
+elif [[ $EUID -ne 0 ]]; then
 	die "missing: ${missing_commands[*]}; installing needs root: sudo apt-get install ${missing_packages[*]}"
 fi
 
@@ -107,8 +117,9 @@ update || {
 
 for package in "${missing_packages[@]}"; do
 	candidate=$(LC_ALL=C apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
-	[[ $candidate && $candidate != '(none)' ]] ||
-		die "this release has no package $package: sidegate's tools are known to work on Debian 12 and newer and Ubuntu 24.04"
+	[[ $candidate && $candidate != '(none)' ]] && continue
+	quote_log # a mirror that does not answer is only a warning to apt
+	die "the package lists have no $package: is a mirror out of reach (above), or is this older than Debian 12 or Ubuntu 24.04?"
 done
 
 # invoke-rc.d asks policy-rc.d before it starts anything; 101 means: do not.
