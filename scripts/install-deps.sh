@@ -128,7 +128,7 @@ if [[ ! -e /usr/sbin/policy-rc.d ]]; then
 	chmod 755 /usr/sbin/policy-rc.d
 	undo_policy='rm -f /usr/sbin/policy-rc.d'
 fi
-units() { systemctl list-unit-files --no-legend --state=enabled "${@/%/.service}" 2>/dev/null | awk '{ print $1 }' | sort; }
+units() { systemctl list-unit-files --no-legend --state=enabled "${@/%/.service}" "${@/%/.socket}" 2>/dev/null | awk '{ print $1 }' | sort; }
 read -ra service_names <<<"$services"
 enabled_before=$(units "${service_names[@]}" || true)
 
