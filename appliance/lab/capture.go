@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -311,4 +312,9 @@ func (r *ring) close() error {
 
 func tpacketAlign(n uintptr) uintptr { return (n + 15) &^ 15 }
 
-func htons(n uint16) uint16 { return n<<8 | n>>8 }
+// htons gives a number in network byte order, as the kernel's structures hold it.
+func htons(n uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], n)
+	return binary.NativeEndian.Uint16(b[:])
+}

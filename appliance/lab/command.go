@@ -71,6 +71,9 @@ func (c *Command) Start() (_ *Process, err error) {
 			err = fmt.Errorf("starting %s on %s: %w", c.name, c.host.name, err)
 		}
 	}()
+	if c.host.lab.isClosed() {
+		return nil, errClosed
+	}
 	p := &Process{
 		name: c.name,
 		host: c.host,

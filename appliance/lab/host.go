@@ -80,12 +80,6 @@ func (h *Host) Addr6() netip.Addr { return h.interfaces[0].Addr6.Addr() }
 // MAC is that of the host's first interface.
 func (h *Host) MAC() net.HardwareAddr { return h.interfaces[0].MAC }
 
-// linkLocal is the address that the kernel made from the MAC of the first interface (RFC 4291 appendix A).
-func (h *Host) linkLocal() netip.Addr {
-	m := h.MAC()
-	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
-}
-
 // Do runs f on this goroutine with its thread in the host's network. Sockets opened by f stay in the host's network for
 // good; goroutines started by f do not enter it. Use it for netlink calls and whatever else has no method here.
 func (h *Host) Do(f func() error) error { return h.ns.do(f) }

@@ -41,10 +41,10 @@ type Options struct {
 	// InternetMTU is the same for the segment behind the router; 0 means MTU. A smaller one makes the router answer
 	// too large packets with ICMP errors.
 	InternetMTU int
-	// LinkLocalRouter makes sidegate reach the router by its link-local IPv6 address, as after a router advertisement.
-	// Linux has no switch against IPv6 redirects, and sends them only if the next hop is link-local: with this option
-	// a plain forwarder tells its clients to bypass it.
-	LinkLocalRouter bool
+	// LinkLocalGateways makes hosts reach their IPv6 gateway by its link-local address, as after a router
+	// advertisement. Only then does Linux send IPv6 redirects, and only then do clients believe them; there is no
+	// sysctl against sending them. With this option a plain forwarder tells its clients to bypass it.
+	LinkLocalGateways bool
 }
 
 // Lab is one running network. Its methods may be called from any goroutine.
@@ -118,20 +118,24 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 			return nil, err
 		}
 	}
-	return l, l.verify(ctx, l.Host(Laptop))
+	for _, name := range []string{Server, Upstream} {
+		if err := l.verify(ctx, l.Host(Laptop), l.Host(name)); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
 }
 
-// verify waits until h reaches the server, which takes the whole path there and back.
-func (l *Lab) verify(ctx context.Context, h *Host) error {
+// verify waits until packets go from one host to another and back, IPv4 and IPv6: the kernel takes a moment to notice
+// that a new link is up.
+func (l *Lab) verify(ctx context.Context, from, to *Host) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	server := l.Host(Server)
-	for _, to := range []netip.Addr{server.Addr4(), server.Addr6()} {
-		if h == server {
-			to = l.Host(Router).Addr4()
-		}
-		err := Wait(ctx, fmt.Sprintf("%s to reach %s", h.Name(), to), func() error {
-			_, err := h.Ping(ctx, to)
+	for _, address := range []netip.Addr{to.Addr4(), to.Addr6()} {
+		err := Wait(ctx, fmt.Sprintf("%s to reach %s at %s", from.name, to.name, address), func() error {
+			brief, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			defer cancel()
+			_, err := from.Ping(brief, address)
 			return err
 		})
 		if err != nil {
@@ -181,7 +185,8 @@ func (l *Lab) AddClient(ctx context.Context, name string) (*Host, error) {
 	return l.add(ctx, name, &lan, 2, &l.clients)
 }
 
-// AddServer adds another host of the internet: 203.0.113.100, 2001:db8:113::100 and onwards.
+// AddServer adds another host of the internet: 203.0.113.100, 2001:db8:113::100 and onwards. It
+// returns when the laptop reaches it.
 func (l *Lab) AddServer(ctx context.Context, name string) (*Host, error) {
 	return l.add(ctx, name, &internet, 1, &l.servers)
 }
@@ -199,7 +204,11 @@ func (l *Lab) add(ctx context.Context, name string, on *segment, gateway int, co
 	}
 	h, err := l.build(site{name: name, interfaces: []attachment{{"eth0", on, number}}, gateway: gateway})
 	if err == nil {
-		err = l.verify(ctx, h)
+		from, to := h, l.Host(Server)
+		if on == &internet {
+			from, to = l.Host(Laptop), h
+		}
+		err = l.verify(ctx, from, to)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adding host %q: %w", name, err)
@@ -223,6 +232,12 @@ func (l *Lab) onClose(f func() error) (forget func(), ok bool) {
 		defer l.mu.Unlock()
 		delete(l.closers, key)
 	}, true
+}
+
+func (l *Lab) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
 }
 
 // Close ends every process in the lab, also those that it did not start, closes its servers and captures, and removes

@@ -56,6 +56,7 @@ func (c Credentials) crypt(ctx context.Context) (string, error) {
 type Daemon struct {
 	*Process
 	Addr4, Addr6 netip.AddrPort
+	CA           string // file with the authority of its certificate, if it has one
 }
 
 // URL is the server's IPv4 address as a URL of the scheme, with credentials if c has any.
@@ -180,6 +181,7 @@ func (h *Host) withAccount(ctx context.Context, c Credentials, inner *Command) (
 type SquidOptions struct {
 	Port        uint16
 	Credentials Credentials // basic authentication (RFC 7617)
+	TLS         bool        // an HTTPS proxy, with a certificate for its addresses
 }
 
 // StartSquid starts an HTTP proxy that allows CONNECT to any port.
@@ -208,9 +210,17 @@ func (h *Host) StartSquid(ctx context.Context, o SquidOptions) (*Daemon, error) 
 		access = fmt.Sprintf("auth_param basic program %s %s\nacl known proxy_auth REQUIRED\nhttp_access allow known\n"+
 			"http_access deny all\n", helper, users)
 	}
+	listen, ca := fmt.Sprintf("http_port %d", o.Port), ""
+	if o.TLS {
+		certificate, key, err := h.certificate()
+		if err != nil {
+			return nil, err
+		}
+		listen, ca = fmt.Sprintf("https_port %d tls-cert=%s tls-key=%s", o.Port, certificate, key), certificate
+	}
 	// cache_log on standard error joins the process's log; the service name keeps its shared memory apart from a squid
 	// that the machine may run.
-	config := fmt.Sprintf(`http_port %d
+	config := fmt.Sprintf(`%s
 %scache deny all
 cache_mem 8 MB
 access_log none
@@ -222,13 +232,18 @@ pinger_enable off
 shutdown_lifetime 0 seconds
 dns_nameservers 127.0.0.1
 visible_hostname sidegate-lab
-`, o.Port, access, h.lab.Dir())
+`, listen, access, h.lab.Dir())
 	path := h.lab.file("squid", ".conf")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return nil, err
 	}
 	service := "sg" + strings.ReplaceAll(h.lab.ID(), ".", "x") + h.name
-	return h.startDaemon(h.Command(ctx, binary, "-N", "-f", path, "-n", service), o.Port)
+	d, err := h.startDaemon(h.Command(ctx, binary, "-N", "-f", path, "-n", service), o.Port)
+	if err != nil {
+		return nil, err
+	}
+	d.CA = ca
+	return d, nil
 }
 
 // StartMicrosocks starts a small SOCKS5 server without UDP.

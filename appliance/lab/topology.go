@@ -35,6 +35,11 @@ func macOf(v4 netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0, a[0], a[1], a[2], a[3]}
 }
 
+// linkLocal is the address that the kernel makes from a MAC address (RFC 4291 appendix A).
+func linkLocal(m net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
+
 type attachment struct {
 	name   string // of the interface
 	on     *segment
@@ -153,8 +158,8 @@ func (l *Lab) build(s site) (*Host, error) {
 func (l *Lab) route(h *Host, s site) error {
 	v4, v6 := s.interfaces[0].on.addresses(s.gateway)
 	gateways := []netip.Addr{v4.Addr(), v6.Addr()}
-	if l.options.LinkLocalRouter && s.name == Sidegate {
-		gateways[1] = l.Host(Router).linkLocal()
+	if l.options.LinkLocalGateways {
+		gateways[1] = linkLocal(macOf(v4.Addr()))
 	}
 	return h.Do(func() error {
 		for _, gateway := range gateways {
