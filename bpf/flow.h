@@ -356,9 +356,11 @@ static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p
 	bpf_map_update_elem(&crowd_flows, &p->key, flow, BPF_ANY);
 }
 
-/* Decides a flow and records it. `old` is what an earlier connection of the same ports left. */
-static __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p,
-				      struct flow *old)
+/*
+ * Decides a flow and records it. `old` is what an earlier connection of the same ports left. Global,
+ * for the verifier's sake, as parse().
+ */
+__noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct flow *old)
 {
 	__u32 reason;
 	struct flow flow = {
@@ -370,6 +372,8 @@ static __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p,
 		.state = FLOW_OPENING,
 	};
 
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
 	flow.last_seen = flow.first_seen;
 	if (intercept_dns && network_bits(p->key.protocol) &&
 	    p->key.destination_port == bpf_htons(DNS_PORT)) {

@@ -233,8 +233,14 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 	return parse_extensions(skb, p, ip.nexthdr);
 }
 
-static __always_inline enum parsed parse(struct __sk_buff *skb, struct packet *p, __u32 link_length)
+/*
+ * A global function: the verifier checks it once, by itself, so that its many paths (options,
+ * extension headers, fragments) are not multiplied with those of what follows.
+ */
+__noinline int parse(struct __sk_buff *skb, struct packet *p, __u32 link_length)
 {
+	if (!p)
+		return PARSED_INVALID;
 	/* a VLAN's packets belong to the VLAN's own interface; VID 0 is only a priority */
 	if (skb->vlan_present && skb->vlan_tci & 0xfff)
 		return PARSED_PASS;

@@ -20,11 +20,14 @@ type generation struct {
 	objects gatewayObjects
 
 	nameClasses map[policy.Bits]policy.Class // rows of name_bits that Query has filled
-	interfaces  map[uint32]policy.Class      // what the interfaces map holds
+	interfaces  map[string]uint32            // name → index, as the interfaces map has them
 }
 
 // Rows of name_bits beyond the two fixed ones: distinct sets of rules that sets of names permit.
 const maxNameClasses = 4096
+
+// LAN interfaces, beyond those that rules name.
+const maxInterfaces = 256
 
 // newGeneration compiles the policy, loads programs with it, fills their maps and tests the whole. Nothing
 // of it is attached.
@@ -38,7 +41,6 @@ func newGeneration(number uint32, want Desired, shared *gatewayMaps) (*generatio
 		desired:     want,
 		tables:      tables,
 		nameClasses: map[policy.Bits]policy.Class{},
-		interfaces:  map[uint32]policy.Class{},
 	}
 	if err := g.load(shared); err != nil {
 		return nil, err
@@ -121,6 +123,7 @@ func (g *generation) setSizes(spec *ebpf.CollectionSpec) error {
 		gatewayMapSource4:             count4(t.Source.Prefixes),
 		gatewayMapSource6:             len(t.Source.Prefixes) - count4(t.Source.Prefixes),
 		gatewayMapMacs:                len(t.MAC.Class),
+		gatewayMapInterfaces:          len(t.Interface.Class) + maxInterfaces,
 		gatewayMapDestinationBits:     len(t.Destination.Bits),
 		gatewayMapSourceBits:          len(t.Source.Bits),
 		gatewayMapDestinationPortBits: len(t.DestinationPort.Bits),
@@ -275,24 +278,43 @@ func boolByte(b bool) uint8 {
 	return 0
 }
 
-// setInterfaces tells the programs which class each interface is of, by its present index.
+// setInterfaces tells the programs which class each interface is of, by its present index. Interfaces that
+// rules name and that are not there now get an index that no packet has, so that they can be asked about.
 func (g *generation) setInterfaces(interfaces []Interface) error {
-	want := make(map[uint32]policy.Class, len(interfaces))
+	indexes := make(map[string]uint32, len(interfaces)+len(g.tables.Interface.Class))
+	for name, class := range g.tables.Interface.Class {
+		indexes[name] = absentInterface + class
+	}
 	for _, i := range interfaces {
-		class, ok := g.tables.Interface.Class[i.Name]
+		indexes[i.Name] = uint32(i.Index)
+	}
+	if maps.Equal(indexes, g.interfaces) {
+		return nil
+	}
+	classes := make(map[uint32]policy.Class, len(indexes))
+	for name, index := range indexes {
+		class, ok := g.tables.Interface.Class[name]
 		if !ok {
 			class = policy.ClassOther
 		}
-		want[uint32(i.Index)] = class
+		classes[index] = class
 	}
-	if maps.Equal(want, g.interfaces) {
-		return nil
-	}
-	if err := replace(g.objects.Interfaces, want, "interfaces"); err != nil {
+	if err := replace(g.objects.Interfaces, classes, "interfaces"); err != nil {
 		return err
 	}
-	g.interfaces = want
+	g.interfaces = indexes
 	return nil
+}
+
+// Interface indexes are positive in int32 and handed out from 1: these never meet one.
+const absentInterface = 1 << 30
+
+// interfaceIndex is what a packet of the interface would carry.
+func (g *generation) interfaceIndex(name string) uint32 {
+	if index, ok := g.interfaces[name]; ok {
+		return index
+	}
+	return absentInterface // class 0 is never handed out above
 }
 
 // flowsByRule counts the flows that each rule decided; the last entry is the default's.
@@ -328,13 +350,4 @@ func perCPUSum(m *ebpf.Map, key uint32) (uint64, error) {
 func (g *generation) Close() error {
 	// The shared maps in objects are clones: closing them leaves the state's own.
 	return g.objects.Close()
-}
-
-func (g *generation) interfaceIndex(name string) uint32 {
-	for _, i := range g.desired.Interfaces {
-		if i.Name == name {
-			return uint32(i.Index)
-		}
-	}
-	return 0
 }

@@ -10,9 +10,6 @@ import (
 	"sidegate/appliance/policy"
 )
 
-// unlistedInterface stands for an interface that exists but that no LAN interface of ours has.
-const unlistedInterface = 1<<31 - 1
-
 // query runs policy_query: the very code that decides packets, on facts instead of a packet.
 func (g *generation) query(f policy.Flow) (policy.Decision, error) {
 	facts, err := g.facts(f)
@@ -80,9 +77,7 @@ func (g *generation) facts(f policy.Flow) (gatewayFacts, error) {
 		facts.Network = 2
 	}
 	if f.Interface != "" {
-		if facts.Interface = g.interfaceIndex(f.Interface); facts.Interface == 0 {
-			facts.Interface = unlistedInterface
-		}
+		facts.Interface = g.interfaceIndex(f.Interface)
 	}
 	if f.Process != "" {
 		class, ok := g.tables.Process.Class[f.Process]

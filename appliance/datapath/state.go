@@ -32,21 +32,15 @@ func openState(dir string) (*state, error) {
 	if err := s.mount(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(s.mapDir(), 0o700); err != nil {
-		return nil, err
-	}
 	err := s.loadMaps()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		s.rebuilt = true
 		if err = os.RemoveAll(s.mapDir()); err == nil {
-			err = os.MkdirAll(s.mapDir(), 0o700)
-		}
-		if err == nil {
 			err = s.loadMaps()
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.unmount())
 	}
 	others, err := s.others()
 	s.rebuilt = s.rebuilt || len(others) > 0
@@ -79,13 +73,16 @@ func (s *state) mount() error {
 	return nil
 }
 
-// sharedMaps loads or creates every map that bpf/maps.h declares pinned, and no other.
+// loadMaps loads or creates every map that bpf/maps.h declares pinned, and no other.
 func (s *state) loadMaps() error {
+	if err := os.MkdirAll(s.mapDir(), 0o700); err != nil {
+		return err
+	}
 	spec, err := loadGateway()
 	if err != nil {
 		return err
 	}
-	spec.Programs = nil
+	spec.Programs, spec.Variables = nil, nil
 	for name, m := range spec.Maps {
 		if m.Pinning != ebpf.PinByName {
 			delete(spec.Maps, name)
@@ -156,13 +153,21 @@ func (s *state) Close() error {
 // remove takes away the pins, the directory and the mount.
 func (s *state) remove() error {
 	err := errors.Join(s.Close(), os.RemoveAll(s.mapDir()), s.removeOther())
-	if s.mounted {
-		err = errors.Join(err, unix.Unmount(s.dir, 0))
-	}
+	err = errors.Join(err, s.unmount())
 	if rm := os.Remove(s.dir); rm != nil && !errors.Is(rm, os.ErrNotExist) && !errors.Is(rm, syscall.EBUSY) {
 		err = errors.Join(err, rm)
 	}
 	return err
+}
+
+func (s *state) unmount() error {
+	if !s.mounted {
+		return nil
+	}
+	if err := unix.Unmount(s.dir, 0); err != nil {
+		return fmt.Errorf("unmounting %s: %w", s.dir, err)
+	}
+	return nil
 }
 
 // nextGeneration counts on from the predecessor, so that a generation's number is never used twice.

@@ -1,0 +1,176 @@
+package datapath
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"sidegate/appliance/policy"
+)
+
+// Cases of the proof; SIDEGATE_PROOF_CASES asks for more.
+func proofCases(t *testing.T) int {
+	text := os.Getenv("SIDEGATE_PROOF_CASES")
+	if text == "" {
+		return 100_000
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("SIDEGATE_PROOF_CASES: %v", err)
+	}
+	return n
+}
+
+// TestPolicyProof holds the three renderings of the policy equal: the specification, the tables, and the
+// BPF program, the latter both asked directly (names and processes too) and by packets.
+func TestPolicyProof(t *testing.T) {
+	d := opened(t)
+	const flowsPerPolicy = 1000
+	cases, packets, v6 := 0, 0, 0
+	for seed := uint64(1); cases < proofCases(t); seed++ {
+		r := rand.New(rand.NewPCG(seed, 1))
+		p := policy.Random(r)
+		apply(t, d, Desired{Policy: p})
+		for range flowsPerPolicy {
+			f := p.RandomFlow(r)
+			if err := d.prove(t, p, f); err != nil {
+				t.Fatalf("seed %d, case %d: %v", seed, cases, err)
+			}
+			cases++
+			if f.Destination.Addr().Is6() {
+				v6++
+			}
+			if d.provePacket(t, p, f) {
+				packets++
+			}
+		}
+	}
+	t.Logf("%d cases (%d IPv6), %d of them by packets as well, 0 mismatches", cases, v6, packets)
+	if packets < cases/3 || v6 < cases/10 {
+		t.Errorf("the generator no longer reaches packets or IPv6: %d, %d of %d", packets, v6, cases)
+	}
+}
+
+func (d *Datapath) prove(t *testing.T, p *policy.Policy, f policy.Flow) error {
+	t.Helper()
+	want, tables := p.Match(f), d.generation.tables.Match(f)
+	kernel, err := d.Query(f)
+	if err != nil {
+		return fmt.Errorf("%w, on %+v", err, f)
+	}
+	kernel.Ambiguous = want.Ambiguous // one name at a time is the program's business; of several, user space's
+	if want != tables || want != kernel {
+		return fmt.Errorf("specification %+v, tables %+v, kernel %+v, on %+v", want, tables, kernel, f)
+	}
+	return nil
+}
+
+// provePacket sends the flow's first packet, where a packet can have these facts.
+func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow) bool {
+	t.Helper()
+	routable := func(a byte, v6 bool) bool { return v6 && a != 0xff && a != 0xfe || !v6 && a != 0 && a < 224 && a != 169 }
+	first := func(ap policy.Flow, dst bool) (byte, bool) {
+		a := ap.Source.Addr()
+		if dst {
+			a = ap.Destination.Addr()
+		}
+		return a.AsSlice()[0], a.Is6()
+	}
+	sb, sv6 := first(f, false)
+	db, dv6 := first(f, true)
+	if sv6 != dv6 || !routable(sb, sv6) || !routable(db, dv6) {
+		return false
+	}
+	f.Names, f.Process, f.Interface = nil, "", "" // no packet carries them; a test run arrives by lo
+	seen := f
+	seen.Interface = "lo"
+	want := p.Match(seen)
+	pkt := packetOf(f)
+	d.run(t, pkt.bytes())
+	got, ok := d.flow(t, f, pkt.protocol)
+	if !ok {
+		t.Fatalf("no entry for the packet of %+v", f)
+	}
+	wantRule := want.Rule
+	if wantRule < 0 {
+		wantRule = ruleDefault
+	}
+	if int(got.Rule) != wantRule || policy.Verdict(got.Verdict) != want.Verdict || got.Outbound != policy.OutboundID(want.Outbound) {
+		t.Fatalf("the packet of %+v: verdict %d by rule %d, want %+v", seen, got.Verdict, got.Rule, want)
+	}
+	d.forget(t, f, pkt.protocol)
+	return true
+}
+
+func (d *Datapath) forget(t *testing.T, f policy.Flow, protocol uint8) {
+	t.Helper()
+	key := gatewayFlowKey{
+		Source: addressOf(f.Source.Addr()), Destination: addressOf(f.Destination.Addr()),
+		SourcePort: bigEndian(f.Source.Port()), DestinationPort: bigEndian(f.Destination.Port()),
+		Protocol: protocol,
+	}
+	for _, table := range d.state.flowTables() {
+		_ = table.Delete(key) // it is in one of them
+	}
+}
+
+// TestProofFindsMutations breaks the kernel's tables one bit at a time: the proof must notice each kind.
+func TestProofFindsMutations(t *testing.T) {
+	d := opened(t)
+	r := rand.New(rand.NewPCG(7, 7))
+	p := &policy.Policy{Default: "direct", Rules: []policy.Rule{
+		rule(t, "web", "hk", "port", "443"),
+		rule(t, "office", "block", "ip_cidr", "198.51.100.0/24"),
+		rule(t, "six", "hk", "ip_cidr", "2001:db8::/32", "!source_ip_cidr", "fd00::/64"),
+		rule(t, "phone", "hk", "source_mac_address", "02:00:00:00:00:10"),
+	}}
+	flip := func(m func(*gatewayMaps) *ebpf.Map, class, bit int) func(*testing.T) {
+		return func(t *testing.T) {
+			table := m(&d.generation.objects.gatewayMaps)
+			var row gatewayBits
+			if err := table.Lookup(uint32(class), &row); err != nil {
+				t.Fatal(err)
+			}
+			row.W[bit/64] ^= 1 << (bit % 64)
+			if err := table.Put(uint32(class), row); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, mutate := range map[string]func(*testing.T){
+		"a destination class permits a rule too many": flip(func(m *gatewayMaps) *ebpf.Map { return m.DestinationBits }, int(policy.ClassOther), 1),
+		"a port class lacks its rule":                 flip(func(m *gatewayMaps) *ebpf.Map { return m.DestinationPortBits }, int(d.classOfPort(t, p, 443)), 0),
+		"another address's class":                     flip(func(m *gatewayMaps) *ebpf.Map { return m.SourceBits }, int(policy.ClassOther), 2),
+		"an unknown MAC matches":                      flip(func(m *gatewayMaps) *ebpf.Map { return m.MacBits }, int(policy.ClassOther), 3),
+	} {
+		fresh := *p // another pointer: another generation
+		apply(t, d, Desired{Policy: &fresh})
+		mutate(t)
+		if !d.mismatchWithin(t, &fresh, r, 20_000) {
+			t.Errorf("%s: 20,000 random flows did not find it", name)
+		}
+	}
+}
+
+func (d *Datapath) mismatchWithin(t *testing.T, p *policy.Policy, r *rand.Rand, flows int) bool {
+	t.Helper()
+	for range flows {
+		if d.prove(t, p, p.RandomFlow(r)) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Datapath) classOfPort(t *testing.T, p *policy.Policy, port int) uint16 {
+	t.Helper()
+	tables, err := policy.Compile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tables.DestinationPort.Class[port]
+}
