@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -157,14 +158,15 @@ func (c *compiler) expandLists(geo GeoData) {
 		c.groups = append(c.groups, slices.Compact(uses))
 		return group(len(c.groups) - 1)
 	}
-	for category, uses := range c.sites {
-		g := newGroup(uses)
+	// In order, so that a policy always compiles to the same tables.
+	for _, category := range slices.Sorted(maps.Keys(c.sites)) {
+		g := newGroup(c.sites[category])
 		for _, v := range sitePatterns(geo, category) {
 			c.addName(v, g)
 		}
 	}
-	for code, uses := range c.countries {
-		g := newGroup(uses)
+	for _, code := range slices.Sorted(maps.Keys(c.countries)) {
+		g := newGroup(c.countries[code])
 		for _, p := range countryPrefixes(geo, code) {
 			c.addDestination(p.Masked(), g)
 		}
@@ -248,15 +250,17 @@ func (a *axis) rows() *rows { return newRows(a.unknown(), a.row(&hits{})) }
 func keyTable[K comparable](a axis, occurrences []occurrence[K], groups [][]use) KeyTable[K] {
 	r := a.rows()
 	all := map[K]*hits{}
+	var keys []K
 	for _, o := range occurrences {
 		if all[o.value] == nil {
 			all[o.value] = new(hits)
+			keys = append(keys, o.value)
 		}
 		all[o.value].add(groups[o.group])
 	}
 	t := KeyTable[K]{Class: make(map[K]Class, len(all))}
-	for key, h := range all {
-		if class := r.class(a.row(h)); class != ClassOther {
+	for _, key := range keys {
+		if class := r.class(a.row(all[key])); class != ClassOther {
 			t.Class[key] = class
 		}
 	}

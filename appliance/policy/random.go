@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -14,7 +15,7 @@ import (
 func Random(r *rand.Rand) *Policy {
 	p := &Policy{Default: pick(r, randomOutbounds), Geo: randomGeo(r)}
 	n := r.IntN(9)
-	if r.IntN(5) == 0 {
+	if oneIn(r, 8) {
 		n = pick(r, []int{31, 62, 63, 64, 65, 66, 127, 128, 129, 500, 639, 640, 641, 900, 959, 960, 961, 1022, 1023, 1024})
 	}
 	for i := range n {
@@ -39,11 +40,19 @@ func randomRule(r *rand.Rand, index, n int) Rule {
 	}
 	// In a long policy most rules match one flow in thousands: else none reached the last ones.
 	if n > 16 && !oneIn(r, 4*n) {
-		narrow := pick(r, narrowValues)
-		rule.Is = append(rule.Is, mustParse(narrow.key, narrow.text(r)))
+		v := pick(r, narrowValues)
+		rule.Is = append(rule.Is, mustParse(v.key, v.text(r)))
 	}
-	for range r.IntN(4) {
-		rule.Is = append(rule.Is, randomCondition(r))
+	narrow, more := len(rule.Is) > 0, r.IntN(4)
+	if narrow {
+		more /= 2
+	}
+	for range more {
+		c := randomCondition(r)
+		if narrow && c.Field.Dimension == rule.Is[0].Field.Dimension {
+			continue // an alternative would widen it
+		}
+		rule.Is = append(rule.Is, c)
 	}
 	for range max(0, r.IntN(4)-1) {
 		rule.Not = append(rule.Not, randomCondition(r))
@@ -75,7 +84,12 @@ var narrowValues = []struct {
 }
 
 func narrowPrefix(r *rand.Rand) string {
-	addr := someAddr(r, oneIn(r, 2))
+	var bytes [16]byte
+	binary.BigEndian.PutUint64(bytes[:], r.Uint64()|1<<61)
+	addr := netip.AddrFrom16(bytes)
+	if oneIn(r, 2) {
+		addr = netip.AddrFrom4([4]byte(bytes[:4]))
+	}
 	return netip.PrefixFrom(addr, addr.BitLen()-r.IntN(9)).Masked().String()
 }
 

@@ -14,65 +14,94 @@ type Case struct {
 	Flow   Flow
 }
 
-// Shrink returns a smaller case that still fails: without rules, conditions, values and facts that do
-// not matter. The given case must fail; it is not changed.
+// Shrink returns a smaller case that still fails: without the rules, conditions, values and facts that
+// do not matter. The given case must fail; it is not changed.
 func Shrink(c Case, fails func(Case) bool) Case {
-	c.Policy = c.Policy.clone()
-	for again := true; again; {
-		again = false
-		// attempt keeps the change of apply if the case still fails.
-		attempt := func(apply func(*Case)) {
-			smaller := Case{c.Policy.clone(), c.Flow}
-			apply(&smaller)
-			if smaller.Policy.Validate() == nil && fails(smaller) {
-				c, again = smaller, true
-			}
+	s := shrinker{c, fails, true}
+	for s.progress {
+		s.progress = false
+		s.dropRules()
+		for i := range s.Policy.Rules {
+			s.dropConditions(func(c *Case) *[]Condition { return &c.Policy.Rules[i].Is })
+			s.dropConditions(func(c *Case) *[]Condition { return &c.Policy.Rules[i].Not })
+			s.attempt(func(c *Case) bool {
+				old := c.Policy.Rules[i]
+				c.Policy.Rules[i] = Rule{Is: old.Is, Not: old.Not, Outbound: old.Outbound}
+				return old.Name != "" || old.Mark != 0 || old.SNAT != nil || old.Reject
+			})
 		}
-		for size := len(c.Policy.Rules); size > 0; size /= 2 {
-			for i := len(c.Policy.Rules) - size; i >= 0; i -= size {
-				attempt(func(s *Case) { s.Policy.Rules = slices.Delete(s.Policy.Rules, i, i+size) })
-			}
-		}
-		for i := range c.Policy.Rules {
-			for _, side := range []func(*Rule) *[]Condition{
-				func(r *Rule) *[]Condition { return &r.Is },
-				func(r *Rule) *[]Condition { return &r.Not },
-			} {
-				of := func(c *Case) *[]Condition { return side(&c.Policy.Rules[i]) }
-				for k := len(*of(&c)) - 1; k >= 0; k-- {
-					attempt(func(s *Case) { *of(s) = slices.Delete(*of(s), k, k+1) })
-				}
-				for k := range *of(&c) {
-					for v := len((*of(&c))[k].Values) - 1; v >= 0; v-- {
-						attempt(func(s *Case) { (*of(s))[k].Values = slices.Delete((*of(s))[k].Values, v, v+1) })
-					}
-				}
-			}
-			if r := c.Policy.Rules[i]; r.Mark != 0 || r.SNAT != nil || r.Reject || r.Name != "" {
-				attempt(func(s *Case) {
-					r := &s.Policy.Rules[i]
-					r.Name, r.Mark, r.SNAT, r.Reject = "", 0, nil, false
-				})
-			}
-		}
-		for _, simplify := range []struct {
-			useful bool
-			apply  func(*Flow)
-		}{
-			{len(c.Flow.Names) > 0, func(f *Flow) { f.Names = nil }},
-			{len(c.Flow.Names) > 1, func(f *Flow) { f.Names = f.Names[1:] }},
-			{len(c.Flow.Names) > 1, func(f *Flow) { f.Names = f.Names[:1] }},
-			{c.Flow.Process != "", func(f *Flow) { f.Process = "" }},
-			{c.Flow.Interface != "", func(f *Flow) { f.Interface = "" }},
-			{c.Flow.SourceMAC != MAC{}, func(f *Flow) { f.SourceMAC = MAC{} }},
-			{c.Flow.DSCP != 0, func(f *Flow) { f.DSCP = 0 }},
-		} {
-			if simplify.useful {
-				attempt(func(s *Case) { simplify.apply(&s.Flow) })
-			}
+		for _, simplify := range simplerFlows {
+			s.attempt(func(c *Case) bool { return simplify(&c.Flow) })
 		}
 	}
-	return c
+	return s.Case
+}
+
+// simplerFlows take facts from a flow, and report whether there was something to take.
+var simplerFlows = []func(*Flow) bool{
+	func(f *Flow) (had bool) { had, f.Names = len(f.Names) > 0, nil; return },
+	func(f *Flow) (had bool) { had, f.Process = f.Process != "", ""; return },
+	func(f *Flow) (had bool) { had, f.Interface = f.Interface != "", ""; return },
+	func(f *Flow) (had bool) { had, f.SourceMAC = f.SourceMAC != MAC{}, MAC{}; return },
+	func(f *Flow) (had bool) { had, f.DSCP = f.DSCP != 0, 0; return },
+	func(f *Flow) bool {
+		many := len(f.Names) > 1
+		if many {
+			f.Names = f.Names[1:]
+		}
+		return many
+	},
+	func(f *Flow) bool {
+		many := len(f.Names) > 1
+		if many {
+			f.Names = f.Names[:len(f.Names)-1]
+		}
+		return many
+	},
+}
+
+type shrinker struct {
+	Case
+	fails    func(Case) bool
+	progress bool
+}
+
+// attempt keeps what change does if it does something and the case still fails.
+func (s *shrinker) attempt(change func(*Case) bool) {
+	smaller := Case{s.Policy.clone(), s.Flow}
+	if change(&smaller) && smaller.Policy.Validate() == nil && s.fails(smaller) {
+		s.Case, s.progress = smaller, true
+	}
+}
+
+// dropRules tries halves before single rules: a long policy needs few attempts.
+func (s *shrinker) dropRules() {
+	for size := len(s.Policy.Rules); size > 0; size /= 2 {
+		for i := len(s.Policy.Rules) - size; i >= 0; i -= size {
+			s.attempt(func(c *Case) bool {
+				c.Policy.Rules = slices.Delete(c.Policy.Rules, i, i+size)
+				return true
+			})
+		}
+	}
+}
+
+func (s *shrinker) dropConditions(of func(*Case) *[]Condition) {
+	for k := len(*of(&s.Case)) - 1; k >= 0; k-- {
+		s.attempt(func(c *Case) bool {
+			*of(c) = slices.Delete(*of(c), k, k+1)
+			return true
+		})
+	}
+	for k := range *of(&s.Case) {
+		for v := len((*of(&s.Case))[k].Values) - 1; v >= 0; v-- {
+			s.attempt(func(c *Case) bool {
+				values := &(*of(c))[k].Values
+				*values = slices.Delete(*values, v, v+1)
+				return true // without a value it is no valid policy
+			})
+		}
+	}
 }
 
 // clone copies the rules as deep as Shrink changes them.
