@@ -45,15 +45,24 @@ func (o Options) dialer() *net.Dialer {
 		Control:         o.Control,
 		Resolver: &net.Resolver{
 			PreferGo: true,
-			Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-				query := net.Dialer{Control: o.Control}
-				return query.DialContext(ctx, network, address)
-			},
+			Dial:     o.dialNameserver,
 		},
 	}
 	// An MPTCP socket cannot be spliced into a sockmap and gains nothing on one path.
 	d.SetMultipathTCP(false)
 	return d
+}
+
+// dialNameserver opens the socket of one query. The resolver heeds its context only between queries:
+// without the closing here, one to a silent nameserver would keep a goroutine and a descriptor for
+// five seconds (or what resolv.conf says) after the caller has gone.
+func (o Options) dialNameserver(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Control: o.Control}
+	c, err := d.DialContext(ctx, network, address)
+	if err == nil {
+		context.AfterFunc(ctx, func() { c.Close() })
+	}
+	return c, err
 }
 
 // upstream is the proxy server behind an outbound.
