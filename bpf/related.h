@@ -18,7 +18,7 @@ static __always_inline void fragment_identify(const struct packet *p, struct fra
 }
 
 /* Records what became of the first fragment: the mark it left with, or that it was dropped. */
-static __always_inline void remember_fragment(struct __sk_buff *skb, const struct packet *p,
+static __noinline void remember_fragment(struct __sk_buff *skb, const struct packet *p,
 					      int result)
 {
 	struct fragment_key key = {};
@@ -29,7 +29,7 @@ static __always_inline void remember_fragment(struct __sk_buff *skb, const struc
 	bpf_map_update_elem(&fragments, &key, &fragment, BPF_ANY);
 }
 
-static __always_inline int later_fragment(struct __sk_buff *skb, const struct packet *p)
+static __noinline int later_fragment(struct __sk_buff *skb, const struct packet *p)
 {
 	struct fragment_key key = {};
 	struct fragment *first;
@@ -93,7 +93,7 @@ static __always_inline struct flow *quoted_flow(struct __sk_buff *skb, const str
  * An ICMP error goes the way of its flow: to the proxy's socket, which sent the packet that it is
  * about, or nowhere. All others pass: path MTU discovery depends on them.
  */
-static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet *p)
+static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p)
 {
 	struct flow *flow = quoted_flow(skb, p);
 
