@@ -19,6 +19,8 @@ test      microsocks      microsocks
 test      iperf3          iperf3
 test      nft             nftables
 test      ip              iproute2
+test      ping            iputils-ping
+test      ps              procps
 test      curl            curl
 test      openssl         openssl
 test      tcpdump         tcpdump
