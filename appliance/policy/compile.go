@@ -106,6 +106,9 @@ func Compile(p *Policy) (*Tables, error) {
 		uses[i] = use(i)
 		c.groups[use(i).group()] = uses[i : i+1 : i+1]
 	}
+	values := p.values()
+	c.destination = slices.Grow(c.destination, values[DestinationAddress])
+	c.source = slices.Grow(c.source, values[SourceAddress])
 	var all Bits
 	var axes [dimensions]axis
 	for i := range n {
@@ -145,6 +148,19 @@ func Compile(p *Policy) (*Tables, error) {
 	)
 }
 
+// values counts the values in each dimension.
+func (p *Policy) values() [dimensions]int {
+	var n [dimensions]int
+	for i := range p.Rules {
+		for _, conditions := range [][]Condition{p.Rules[i].Is, p.Rules[i].Not} {
+			for _, c := range conditions {
+				n[c.Field.Dimension] += len(c.Values)
+			}
+		}
+	}
+	return n
+}
+
 func (c *compiler) addCondition(cond Condition, u use) {
 	for _, v := range cond.Values {
 		cond.Field.encode(c, v, u.group())
@@ -167,7 +183,9 @@ func (c *compiler) expandLists(geo GeoData) {
 	}
 	for _, code := range slices.Sorted(maps.Keys(c.countries)) {
 		g := newGroup(c.countries[code])
-		for _, p := range countryPrefixes(geo, code) {
+		prefixes := countryPrefixes(geo, code)
+		c.destination = slices.Grow(c.destination, len(prefixes))
+		for _, p := range prefixes {
 			c.addDestination(p.Masked(), g)
 		}
 	}
