@@ -1,0 +1,113 @@
+package proxy
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// batchSize is how many datagrams one system call takes.
+	batchSize = 64
+	// slotSize is how far apart datagrams lie in a batch's memory: the longest possible one fits, so
+	// that none is ever cut. Only the pages that datagrams reach are ever backed by memory (256 KiB
+	// per batch while they are short). It is an odd number of cache lines, or else the beginnings of
+	// all datagrams would compete for the same sets of the processor's caches.
+	slotSize = 65536 + 64
+)
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	unix.Msghdr
+	length uint32
+	_      [unsafe.Sizeof(uintptr(0)) - 4]byte
+}
+
+// batch receives datagrams. Each thread that receives has one; nothing in it outlives the handling of
+// one event.
+type batch struct {
+	memory   []byte // outside of the collector's heap
+	messages [batchSize]mmsghdr
+	vectors  [batchSize]unix.Iovec
+	names    [batchSize]sockaddr
+	controls [batchSize][controlSize / 8]uint64
+	used     int // how many messages the kernel has written to since they were prepared
+}
+
+// controlSize has room for IPV6_ORIGDSTADDR and UDP_GRO.
+const controlSize = 96
+
+func newBatch() (*batch, error) {
+	memory, err := unix.Mmap(-1, 0, batchSize*slotSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("allocating a batch: %w", err)
+	}
+	b := &batch{memory: memory, used: batchSize}
+	for i := range b.messages {
+		b.vectors[i].Base = &memory[i*slotSize]
+		b.vectors[i].SetLen(slotSize)
+		m := &b.messages[i]
+		m.Iov = &b.vectors[i]
+		m.SetIovlen(1)
+		m.Name = (*byte)(unsafe.Pointer(&b.names[i]))
+		m.Control = (*byte)(unsafe.Pointer(&b.controls[i]))
+	}
+	return b, nil
+}
+
+func (b *batch) close() { unix.Munmap(b.memory) }
+
+// receive takes what waits at a socket, without blocking, and returns how many datagrams it was. An
+// error of the socket, such as an ICMP message that came back, is the same as nothing: it concerns
+// a datagram that was sent before.
+func (b *batch) receive(fd int) int {
+	for i := range b.messages[:b.used] {
+		m := &b.messages[i]
+		m.Namelen = unix.SizeofSockaddrInet6
+		m.SetControllen(controlSize)
+	}
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.messages[0])), batchSize, unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		n = 0
+	}
+	b.used = int(max(n, 1))
+	return int(n)
+}
+
+// payload is the i-th datagram; valid until the next receive.
+func (b *batch) payload(i int) []byte {
+	start := i * slotSize
+	end := start + int(b.messages[i].length)
+	return b.memory[start:end:end]
+}
+
+// source is who sent the i-th datagram.
+func (b *batch) source(i int) (endpoint, bool) { return readSockaddr(&b.names[i]) }
+
+// notes are what the kernel says about a datagram beside its payload and sender.
+type notes struct {
+	destination endpoint // original destination; zero if the socket did not ask
+	segment     int      // length of the datagrams that were received as one (UDP_GRO); 0: it is one
+}
+
+// notes reads the control messages of the i-th datagram.
+func (b *batch) notes(i int) (n notes) {
+	length := int(b.messages[i].Controllen)
+	for at := 0; at+unix.CmsgLen(0) < length; {
+		h := (*unix.Cmsghdr)(unsafe.Add(unsafe.Pointer(&b.controls[i]), at))
+		if int(h.Len) <= unix.CmsgLen(0) {
+			break
+		}
+		data := unsafe.Add(unsafe.Pointer(h), unix.CmsgLen(0))
+		switch {
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_ORIGDSTADDR,
+			h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_ORIGDSTADDR:
+			n.destination, _ = readSockaddr((*sockaddr)(data))
+		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO:
+			n.segment = int(*(*int32)(data))
+		}
+		at += unix.CmsgSpace(int(h.Len) - unix.CmsgLen(0))
+	}
+	return n
+}

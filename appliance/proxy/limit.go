@@ -1,0 +1,87 @@
+package proxy
+
+import (
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// rate is how fast something may happen: burst times at once, then once per interval.
+type rate struct {
+	interval time.Duration
+	burst    int
+}
+
+// bucket enforces a rate (the generic cell rate algorithm, ITU-T I.371). Its zero value is full.
+type bucket struct {
+	next int64 // when the bucket will be full again, monotonic
+}
+
+// take reports whether it may happen now, and if so counts it.
+func (b *bucket) take(now int64, r rate) bool {
+	next := max(b.next, now)
+	if next-now > int64(r.burst-1)*int64(r.interval) {
+		return false
+	}
+	b.next = next + int64(r.interval)
+	return true
+}
+
+// full reports whether the bucket holds no memory worth keeping.
+func (b *bucket) full(now int64) bool { return b.next <= now }
+
+// descriptors is the budget of descriptors, shared by TCP and UDP.
+type descriptors struct {
+	limit int64
+	used  atomic.Int64
+}
+
+func (d *descriptors) take(n int64) bool {
+	if d.used.Add(n) > d.limit {
+		d.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+func (d *descriptors) give(n int64) { d.used.Add(-n) }
+
+// What things cost of the budget: a relayed connection has two sockets and may hold two pipes.
+const (
+	connectionDescriptors = 6
+	sessionDescriptors    = 2 // a UDP socket, and the control connection of SOCKS5
+	flowDescriptors       = 1
+)
+
+const (
+	wantedDescriptors   = 1 << 18
+	reservedDescriptors = 512 // for everything else in the process
+)
+
+// raiseDescriptors raises RLIMIT_NOFILE and returns how many of the descriptors the relay may use.
+func raiseDescriptors() int64 {
+	var now syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now); err != nil {
+		return 1024 - reservedDescriptors
+	}
+	for _, want := range []syscall.Rlimit{
+		{Cur: max(now.Cur, wantedDescriptors), Max: max(now.Max, wantedDescriptors)}, // CAP_SYS_RESOURCE
+		{Cur: now.Max, Max: now.Max},
+		now,
+	} {
+		if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &want) == nil {
+			now = want
+			break
+		}
+	}
+	usable := int64(min(now.Cur, 1<<30))
+	return max(usable-reservedDescriptors, usable/2)
+}
+
+// fit lowers the limits so that one client cannot use up more than half of the descriptors.
+func (l *Limits) fit(descriptors int64) {
+	quarter := int(descriptors / 4)
+	l.Connections = min(l.Connections, quarter/connectionDescriptors)
+	l.Sessions = min(l.Sessions, quarter/2/sessionDescriptors)
+	l.Flows = min(l.Flows, quarter/2/flowDescriptors)
+}

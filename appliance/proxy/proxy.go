@@ -1,0 +1,182 @@
+// Package proxy is the transparent relay: it takes the TCP connections and UDP datagrams that the
+// datapath steers to its sockets and carries them to the outbound that the policy chose.
+//
+// TCP is spliced: the bytes of a connection never enter this process. UDP moves in batches between
+// connected sockets, one per flow, so that the kernel demultiplexes. Both run on a few threads that
+// block in epoll, not on the Go runtime's poller; what that saves is in ARCHITECTURE.md.
+//
+// The listeners are bound to the loopback address, where only packets arrive that were assigned to
+// them or sent from this box; what the Verdicts do not know as proxied is refused. So nobody can use
+// them as an open proxy.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sidegate/appliance/outbound"
+	"sidegate/appliance/policy"
+)
+
+// Verdicts knows which flows the policy sends through an outbound.
+type Verdicts interface {
+	// ProxiedTo names the outbound of a flow; ok is false if the flow is unknown or not proxied. It is
+	// asked once per new flow, from several threads, and must not block.
+	ProxiedTo(network policy.Network, client, destination netip.AddrPort) (outbound string, ok bool)
+}
+
+// Outbounds finds an outbound by name. It is asked once per TCP connection or UDP session.
+type Outbounds interface {
+	Outbound(name string) (outbound.Outbound, bool)
+}
+
+// Options says what a Server works with. Verdicts and Outbounds are required; every other field has
+// a usable zero value.
+type Options struct {
+	Verdicts  Verdicts
+	Outbounds Outbounds
+	Log       *slog.Logger // nil: no log
+
+	// Mark is the firewall mark (SO_MARK) of the sockets that face the clients, so that the datapath
+	// knows them as the daemon's own. 0: none.
+	Mark uint32
+
+	DialTimeout time.Duration // bounds reaching an outbound; 0: 10 s
+	HalfClosed  time.Duration // life of a silent, half-closed connection; 0: 2 h
+	UDPIdle     time.Duration // life of a silent UDP session or flow; 0: 5 min (RFC 4787 REQ-5)
+
+	// Threads is the number of epoll threads for TCP and, again, for UDP; 0: one per CPU, at most 4.
+	Threads int
+	Limits  Limits
+}
+
+// Limits bounds what one client address may hold, so that a flood costs nobody else anything. They
+// are lowered where the process may open too few descriptors for them. 0 is the default.
+type Limits struct {
+	Connections int // TCP; beyond it new ones are reset. 16,384
+	Sessions    int // UDP source endpoints × outbounds; beyond it the client's least recently used goes. 512
+	Flows       int // UDP source and destination pairs; beyond it the client's least recently used goes. 2,048
+}
+
+func (o *Options) setDefaults() {
+	setDefault(&o.DialTimeout, 10*time.Second)
+	setDefault(&o.HalfClosed, 2*time.Hour)
+	setDefault(&o.UDPIdle, 5*time.Minute)
+	setDefault(&o.Threads, min(runtime.NumCPU(), 4))
+	setDefault(&o.Limits.Connections, 16384)
+	setDefault(&o.Limits.Sessions, 512)
+	setDefault(&o.Limits.Flows, 2048)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+func setDefault[T ~int | ~int64](value *T, usual T) {
+	if *value <= 0 {
+		*value = usual
+	}
+}
+
+// Sockets are what the datapath assigns packets to. The IPv6 ones are nil on a box without IPv6.
+type Sockets struct {
+	TCP4, TCP6, UDP4, UDP6 syscall.Conn
+}
+
+// Server is the relay. Listen makes it, Serve runs it.
+type Server struct {
+	options Options
+	log     *slog.Logger
+	counters
+	descriptors descriptors
+
+	tcp     *tcp
+	udp     *udp
+	own     map[netip.AddrPort]bool // where our listeners are bound: never a flow's destination
+	started atomic.Bool
+}
+
+// Listen opens the listening sockets, transparent and bound to a free port of the loopback address.
+// Nothing is accepted before Serve; from now on either Serve or Close must be called.
+//
+// It raises RLIMIT_NOFILE of the process as far as it may. It needs CAP_NET_ADMIN.
+func Listen(o Options) (_ *Server, err error) {
+	if o.Verdicts == nil || o.Outbounds == nil {
+		return nil, errors.New("opening the proxy: verdicts and outbounds are required")
+	}
+	o.setDefaults()
+	s := &Server{options: o, log: o.Log, own: make(map[netip.AddrPort]bool)}
+	s.descriptors.limit = raiseDescriptors()
+	s.options.Limits.fit(s.descriptors.limit)
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.tcp, err = listenTCP(s); err != nil {
+		return nil, fmt.Errorf("opening the proxy's tcp listeners: %w", err)
+	}
+	if s.udp, err = listenUDP(s); err != nil {
+		return nil, fmt.Errorf("opening the proxy's udp listeners: %w", err)
+	}
+	return s, nil
+}
+
+// Sockets returns the listening sockets. They live until Serve or Close returns.
+func (s *Server) Sockets() Sockets {
+	var sockets Sockets
+	sockets.TCP4, sockets.TCP6 = s.tcp.sockets()
+	sockets.UDP4, sockets.UDP6 = s.udp.sockets()
+	return sockets
+}
+
+// Serve relays until ctx ends, then resets every connection, closes every descriptor and waits for
+// every goroutine and thread of its own. It returns nil after ctx ended, and what failed otherwise.
+// It can be called once.
+func (s *Server) Serve(ctx context.Context) error {
+	if s.started.Swap(true) {
+		return errors.New("serving the proxy: it has been served or closed before")
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.tcp.serve(ctx) })
+	g.Go(func() error { return s.udp.serve(ctx) })
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("serving the proxy: %w", err)
+	}
+	return nil
+}
+
+// Close releases the sockets of a Server that is not going to be served. After Serve it does nothing.
+func (s *Server) Close() {
+	if s.started.Swap(true) {
+		return
+	}
+	if s.tcp != nil {
+		s.tcp.close()
+	}
+	if s.udp != nil {
+		s.udp.close()
+	}
+}
+
+// ask is the only way to an outbound's name. A flow to our own listener is one that somebody on this
+// box opened to it: whatever the policy says, relaying it would be a loop or an open proxy.
+func (s *Server) ask(network policy.Network, client, destination netip.AddrPort) (string, bool) {
+	if s.own[destination] {
+		return "", false
+	}
+	return s.options.Verdicts.ProxiedTo(network, client, destination)
+}
+
+var processStart = time.Now()
+
+// monotonic is the time since the process started, in nanoseconds.
+func monotonic() int64 { return int64(time.Since(processStart)) }

@@ -1,0 +1,141 @@
+package proxy
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// flow is one client endpoint and one remote: a socket between them, and the session that its
+// datagrams go through.
+type flow struct {
+	shard   *shard
+	key     flowKey
+	session *session
+	byUse   node[flow] // in the client's flows
+	inside  node[flow] // in session.flows
+	socket  udpSocket
+	used    int64 // last datagram either way
+	over    bool
+	unasked bool // the remote began it: the policy has not been asked about the client's side
+
+	header []byte   // before each datagram to the remote; built when the session is open
+	down   [][]byte // what of the current batch goes to the client
+}
+
+// openFlow opens the socket and registers it.
+func (s *shard) openFlow(x *session, key flowKey, now int64) (*flow, error) {
+	fd, err := openFlow(key, s.server().options.Mark)
+	if err != nil {
+		return nil, err
+	}
+	f := &flow{shard: s, key: key, session: x, used: now}
+	if f.socket.registration, err = s.add(fd, unix.EPOLLIN, f); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	s.flows[key] = f
+	x.owner.flows.push(&f.byUse, f)
+	x.flows.push(&f.inside, f)
+	s.server().flows.Add(1)
+	return f, nil
+}
+
+// end closes the flow's socket; further datagrams come to a listener. A second time does nothing.
+func (f *flow) end() {
+	if f.over {
+		return
+	}
+	f.over = true
+	s := f.shard
+	fd := f.socket.fd
+	s.remove(&f.socket.registration)
+	unix.Close(fd)
+	delete(s.flows, f.key)
+	f.byUse.leave()
+	f.inside.leave()
+	s.server().flows.Add(-1)
+	s.server().descriptors.give(flowDescriptors)
+}
+
+// touch keeps the flow and its session from expiring.
+func (f *flow) touch(now int64) {
+	f.used = now
+	f.byUse.touch()
+	f.session.used = now
+	f.session.byUse.touch()
+}
+
+// ready passes on what the client sent.
+func (f *flow) ready(uint32) {
+	s := f.shard
+	n := s.in.receive(f.socket.fd)
+	if n == 0 {
+		return
+	}
+	s.payloads = s.payloads[:0]
+	for i := range n {
+		s.payloads = append(s.payloads, s.in.payload(i))
+	}
+	f.up(s.payloads, monotonic())
+}
+
+// up sends datagrams of the client to the remote.
+func (f *flow) up(payloads [][]byte, now int64) {
+	if f.unasked && !f.settle(len(payloads), now) {
+		return
+	}
+	f.touch(now)
+	x := f.session
+	if x.state == dialing {
+		x.enqueue(f.key.remote, payloads)
+		return
+	}
+	remote := f.key.remote.addrPort()
+	if f.header == nil {
+		f.header = x.association.Header(remote)
+	}
+	f.shard.out.begin(&x.socket)
+	for _, p := range payloads {
+		x.put(remote, f.header, p)
+	}
+	x.sent()
+}
+
+// settle asks the policy about a flow that the remote began, now that the client sends too, and
+// moves it to the session that the policy wants. It reports whether there is one.
+func (f *flow) settle(datagrams int, now int64) bool {
+	x, refused := f.shard.route(f, now)
+	if refused == 0 && f.over {
+		refused = ClientLimit // the new session took the place of this flow's own
+	}
+	if refused != 0 {
+		f.shard.server().refuse(refused, datagrams)
+		return false
+	}
+	f.unasked = false
+	if f.session != x {
+		f.inside.leave()
+		x.flows.push(&f.inside, f)
+		f.session, f.header = x, nil
+	}
+	return true
+}
+
+// deliver sends the gathered datagrams to the client.
+func (f *flow) deliver(t *traffic, now int64) {
+	defer func() { f.down = f.down[:0] }()
+	if f.over {
+		f.shard.server().refuse(ClientLimit, len(f.down)) // evicted by another remote of this batch
+		return
+	}
+	f.touch(now)
+	out := f.shard.out
+	out.begin(&f.socket)
+	for _, p := range f.down {
+		out.add(nil, p, nil, 0)
+	}
+	r := out.end()
+	t.down.add(r.packets, r.bytes)
+	if r.lost > 0 {
+		f.shard.server().refuse(SendFailed, r.lost)
+	}
+}

@@ -1,0 +1,204 @@
+package proxy
+
+import (
+	"net/netip"
+	"time"
+
+	"sidegate/appliance/policy"
+)
+
+// shard is one thread and the clients that live there. Everything below is guarded by the loop's
+// mutex, including what sessions and flows consist of.
+type shard struct {
+	*loop
+	udp      *udp
+	clients  map[[16]byte]*udpClient
+	sessions map[sessionKey]*session
+	flows    map[flowKey]*flow
+
+	in       *batch // for the loop's thread
+	out      *sender
+	payloads [][]byte // scratch
+}
+
+// udpClient is one client address, and what it holds.
+type udpClient struct {
+	sessions    list[session]
+	flows       list[flow]
+	dialing     int
+	sessionRate bucket
+	flowRate    bucket
+}
+
+// How fast a client may open things, beside how many it may have: opening and evicting at the speed
+// of a flood would cost the others the processor. A page of many QUIC connections, a torrent's DHT
+// and a game's server list stay below.
+var (
+	sessionRate = rate{interval: time.Second / 128, burst: 512}
+	flowRate    = rate{interval: time.Second / 512, burst: 2048}
+)
+
+const (
+	maxClients       = 1 << 14 // per shard
+	maxDialing       = 1024    // sessions being opened at once
+	maxClientDialing = 64      // … by one client
+)
+
+func newShard(u *udp) (_ *shard, err error) {
+	s := &shard{
+		udp:      u,
+		clients:  make(map[[16]byte]*udpClient),
+		sessions: make(map[sessionKey]*session),
+		flows:    make(map[flowKey]*flow),
+		out:      new(sender),
+	}
+	if s.in, err = newBatch(); err != nil {
+		return nil, err
+	}
+	if s.loop, err = newLoop(); err != nil {
+		s.in.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *shard) close() {
+	s.loop.close()
+	s.in.close()
+}
+
+func (s *shard) server() *Server { return s.udp.server }
+
+// arrived takes datagrams of one flow from a listener.
+func (s *shard) arrived(key flowKey, payloads [][]byte, now int64) {
+	f := s.flows[key]
+	if f == nil {
+		var refused Reason
+		if f, refused = s.admit(key, now); refused != 0 {
+			s.server().refuse(refused, len(payloads))
+			return
+		}
+	}
+	f.up(payloads, now)
+}
+
+// admit makes the flow for a client's first datagram to somebody. What costs a system call or memory
+// comes after the client's own limits.
+func (s *shard) admit(key flowKey, now int64) (*flow, Reason) {
+	c := s.clients[key.client.addr]
+	if c != nil && !c.flowRate.take(now, flowRate) {
+		return nil, ClientRate
+	}
+	name, ok := s.server().ask(policy.UDP, key.client.addrPort(), key.remote.addrPort())
+	if !ok {
+		return nil, NotProxied
+	}
+	if c == nil {
+		if len(s.clients) >= maxClients {
+			return nil, ClientLimit
+		}
+		c = new(udpClient)
+		s.clients[key.client.addr] = c
+	}
+	session, refused := s.session(c, key.client, name, now)
+	if refused != 0 {
+		return nil, refused
+	}
+	return s.open(session, key, now)
+}
+
+// session finds or begins the session of a client's endpoint with an outbound.
+func (s *shard) session(c *udpClient, from endpoint, outbound string, now int64) (*session, Reason) {
+	key := sessionKey{from, outbound}
+	if old := s.sessions[key]; old != nil {
+		return old, old.reason
+	}
+	out, ok := s.server().options.Outbounds.Outbound(outbound)
+	switch {
+	case !ok:
+		return nil, NoOutbound
+	case !c.sessionRate.take(now, sessionRate):
+		return nil, ClientRate
+	case c.dialing >= maxClientDialing || s.udp.dialing.Load() >= maxDialing:
+		return nil, ClientLimit
+	}
+	if c.sessions.length >= s.server().options.Limits.Sessions {
+		c.sessions.oldest().end()
+	}
+	if !s.server().descriptors.take(sessionDescriptors) {
+		// What is ended here is closed a little later, so only the client's next attempt finds room.
+		if heaviest := s.heaviest(func(c *udpClient) int { return c.sessions.length }); heaviest != nil {
+			heaviest.sessions.oldest().end()
+		}
+		return nil, Descriptors
+	}
+	return s.begin(c, key, out, now), 0
+}
+
+// open makes the flow of a session to somebody.
+func (s *shard) open(session *session, key flowKey, now int64) (*flow, Reason) {
+	c := session.owner
+	if c.flows.length >= s.server().options.Limits.Flows {
+		c.flows.oldest().end()
+	}
+	for !s.server().descriptors.take(flowDescriptors) {
+		heaviest := s.heaviest(func(c *udpClient) int { return c.flows.length })
+		if heaviest == nil {
+			return nil, Descriptors
+		}
+		heaviest.flows.oldest().end()
+	}
+	f, err := s.openFlow(session, key, now)
+	if err != nil {
+		s.server().descriptors.give(flowDescriptors)
+		s.server().log.Debug("udp flow refused", "client", key.client.addrPort(), "destination", key.remote.addrPort(), "error", err)
+		return nil, SocketFailed
+	}
+	return f, 0
+}
+
+// heaviest is the client that has most of something, and so gives up its own when all descriptors
+// are in use; nil if nobody has any.
+func (s *shard) heaviest(weight func(*udpClient) int) *udpClient {
+	var found *udpClient
+	most := 0
+	for _, c := range s.clients {
+		if w := weight(c); w > most {
+			found, most = c, w
+		}
+	}
+	return found
+}
+
+// expire ends what has been idle for too long.
+func (s *shard) expire(now int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := now - int64(s.server().options.UDPIdle)
+	for addr, c := range s.clients {
+		for f := c.flows.oldest(); f != nil && f.used < since; f = c.flows.oldest() {
+			f.end()
+		}
+		for x := c.sessions.oldest(); x != nil && x.used < since; x = c.sessions.oldest() {
+			x.end()
+		}
+		if c.sessions.length == 0 && c.dialing == 0 && c.flowRate.full(now) && c.sessionRate.full(now) {
+			delete(s.clients, addr)
+		}
+	}
+}
+
+// endAll ends every session, after run has returned.
+func (s *shard) endAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.sessions {
+		x.end()
+	}
+}
+
+// plausible says whether a client may be sent something from an address. An upstream can name any:
+// what could only come from the client's own box or link is not for it to say.
+func plausible(remote netip.AddrPort) bool {
+	return remote.Addr().IsGlobalUnicast() && remote.Port() != 0
+}
