@@ -1,0 +1,102 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// GatewayOptions say how StartGateway starts sidegate.
+type GatewayOptions struct {
+	Binary string // the program; "/proc/self/exe" is the one that is running
+	Config string // text of the YAML configuration file
+}
+
+// Gateway is a sidegate that runs on a host, with the files that are its own.
+type Gateway struct {
+	*Process
+	Config string        // path of the configuration file
+	Socket string        // path of the admin socket
+	State  string        // directory of the pins, in a BPF file system
+	Took   time.Duration // from the start of the process until it said that it is ready
+}
+
+// StartGateway runs `sidegate run` on the host and returns when the gateway says that it is ready (sd_notify(3)).
+// Its state lasts as long as the lab: a second one on the same host finds what the first one left.
+func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, error) {
+	state, err := h.MountBPF()
+	if err != nil {
+		return nil, err
+	}
+	g := &Gateway{
+		Config: h.lab.file(h.name, ".yaml"),
+		Socket: filepath.Join(h.lab.Dir(), h.name+".sock"),
+		State:  filepath.Join(state, "sidegate"),
+	}
+	if err := os.WriteFile(g.Config, []byte(o.Config), 0o644); err != nil {
+		return nil, fmt.Errorf("writing the configuration: %w", err)
+	}
+	ready, err := newNotify(h.lab.file(h.name, ".notify"))
+	if err != nil {
+		return nil, fmt.Errorf("opening the gateway's notification socket: %w", err)
+	}
+	defer ready.Close()
+
+	command := h.Command(ctx, o.Binary, "run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State)
+	command.Env = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}
+	start := time.Now()
+	if g.Process, err = command.Start(); err != nil {
+		return nil, err
+	}
+	if err := awaitReady(ctx, ready, g.Process); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting sidegate on %s: %w", h.name, err), g.Kill())
+	}
+	g.Took = time.Since(start)
+	return g, nil
+}
+
+func newNotify(path string) (*net.UnixConn, error) {
+	return net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+}
+
+// awaitReady reads notifications until one says READY=1, at most 30 seconds.
+func awaitReady(ctx context.Context, from *net.UnixConn, p *Process) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("it does not become ready"))
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	go func() {
+		select {
+		case <-p.Done():
+			end(errors.New(lastLine(p)))
+		case <-ctx.Done():
+		}
+	}()
+	defer context.AfterFunc(ctx, func() { from.SetReadDeadline(time.Unix(1, 0)) })()
+	for message := make([]byte, 4096); ; {
+		n, err := from.Read(message)
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("waiting until it is ready: %w", err)
+		}
+		if slices.Contains(strings.Split(string(message[:n]), "\n"), "READY=1") {
+			return nil
+		}
+	}
+}
+
+// lastLine is what a program that ended said last: why, if it is a good one.
+func lastLine(p *Process) string {
+	if line := p.Tail(1); line != "" {
+		return line
+	}
+	return fmt.Sprintf("it ended without a word (%v)", p.Wait())
+}
