@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -81,6 +82,7 @@ type Datapath struct {
 	rules      map[uint32][]string
 	sockets    Sockets
 	history    counters // of generations that are gone
+	inherited  bool     // a predecessor's links were there
 }
 
 // Open takes over the pinned state of a predecessor, or creates it. It refuses a kernel that is too old,
@@ -109,6 +111,8 @@ func Open(ctx context.Context, o Options) (*Datapath, error) {
 	for _, name := range []string{policy.OutboundDirect, policy.OutboundBlock} {
 		d.outbounds[policy.OutboundID(name)] = name
 	}
+	pins, err := os.ReadDir(d.links.dir)
+	d.inherited = err == nil && len(pins) > 0
 	if state.rebuilt {
 		o.Log.Warn("the pinned state has another layout: it is rebuilt, and live flows are decided again")
 	}
@@ -225,6 +229,10 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 	d.log.Info("policy in force", "generation", next.number, "rules", len(want.Policy.Rules), "default", want.Policy.Default)
 	return nil
 }
+
+// Inherited reports whether a predecessor left its programs attached: then giving up before the first Apply
+// must leave them so (Detach), as the predecessor's own end did.
+func (d *Datapath) Inherited() bool { return d.inherited }
 
 // Generation is the number of the policy in force; 0 before the first Apply.
 func (d *Datapath) Generation() uint32 {
