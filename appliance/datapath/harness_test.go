@@ -164,3 +164,32 @@ func (d *Datapath) flow(t testing.TB, f policy.Flow, protocol uint8) (gatewayFlo
 }
 
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+
+// rawSender brings both ends of a veth up and sends frames from its peer, addressed to it.
+func rawSender(t testing.TB, name string) func([]byte) {
+	t.Helper()
+	var ends [2]netlink.Link
+	for i, end := range []string{name, name + "-peer"} {
+		l, err := netlink.LinkByName(end)
+		if err == nil {
+			err = netlink.LinkSetUp(l)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends[i] = l
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	to := &unix.SockaddrLinklayer{Ifindex: ends[1].Attrs().Index}
+	return func(frame []byte) {
+		t.Helper()
+		copy(frame, ends[0].Attrs().HardwareAddr)
+		if err := unix.Sendto(fd, frame, 0, to); err != nil {
+			t.Fatalf("sending a frame of %d bytes: %v", len(frame), err)
+		}
+	}
+}

@@ -72,7 +72,9 @@ func (d *Datapath) prove(t *testing.T, p *policy.Policy, f policy.Flow) error {
 // provePacket sends the flow's first packet, where a packet can have these facts.
 func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow) bool {
 	t.Helper()
-	routable := func(a byte, v6 bool) bool { return v6 && a != 0xff && a != 0xfe || !v6 && a != 0 && a < 224 && a != 169 }
+	routable := func(a byte, v6 bool) bool {
+		return v6 && a != 0xff && a != 0xfe || !v6 && a != 0 && a < 224 && a != 169
+	}
 	first := func(ap policy.Flow, dst bool) (byte, bool) {
 		a := ap.Source.Addr()
 		if dst {

@@ -1,0 +1,333 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/policy"
+)
+
+func udpPacket(src, dst string) packet {
+	return packet{src: addrPort(src), dst: addrPort(dst), protocol: unix.IPPROTO_UDP}
+}
+
+func synPacket(src, dst string) packet {
+	return packet{src: addrPort(src), dst: addrPort(dst), protocol: unix.IPPROTO_TCP, tcpFlags: flagSYN, seq: 1000}
+}
+
+// TestActVerdicts: what each verdict does to a flow's first packet and to its next, without a listener.
+func TestActVerdicts(t *testing.T) {
+	d := opened(t)
+	marked := rule(t, "marked", "direct", "port", "81")
+	marked.Mark = 0x42
+	p := &policy.Policy{Default: "direct", Rules: []policy.Rule{
+		marked,
+		rule(t, "proxied", "hk", "port", "82"),
+		rule(t, "blocked", "block", "port", "83"),
+	}}
+	for _, c := range []struct {
+		port      string
+		onFailure policy.Verdict
+		code      int32
+		mark      uint32
+		reason    gatewayReason
+	}{
+		{"80", policy.Block, tcxNext, uint32(gatewayMarkMARK_DIRECT), 0},
+		{"81", policy.Block, tcxNext, uint32(gatewayMarkMARK_DIRECT) | 0x42, 0},
+		{"82", policy.Block, tcxDrop, 0, gatewayReasonREASON_NO_LISTENER},
+		{"82", policy.Direct, tcxNext, uint32(gatewayMarkMARK_DIRECT), 0},
+		{"83", policy.Direct, tcxDrop, 0, gatewayReasonREASON_RULE_BLOCK},
+	} {
+		apply(t, d, Desired{Policy: p, OnFailure: c.onFailure})
+		for _, frame := range [][]byte{
+			udpPacket("192.168.0.3:5000", "203.0.113.10:"+c.port).bytes(),
+			udpPacket("[fd00::3]:5000", "[2001:db8::10]:"+c.port).bytes(),
+			synPacket("192.168.0.3:5000", "203.0.113.10:"+c.port).bytes(),
+		} {
+			for range 2 {
+				before := d.drops(t, c.reason)
+				r := d.run(t, frame)
+				if r.code != c.code || r.mark != c.mark && r.code == tcxNext {
+					t.Errorf("port %s, on failure %s: code %d, mark %#x; want %d, %#x", c.port, c.onFailure, r.code, r.mark, c.code, c.mark)
+				}
+				if c.reason != 0 && d.drops(t, c.reason) != before+1 {
+					t.Errorf("port %s: not counted as %s", c.port, reasonText(uint32(c.reason)))
+				}
+			}
+		}
+	}
+}
+
+// TestActProxiedMidConnection: a connection whose daemon is gone is answered by the kernel with a reset, and
+// never sent direct, even where new flows are.
+func TestActProxiedMidConnection(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "hk"}
+	apply(t, d, Desired{Policy: p, OnFailure: policy.Direct})
+	syn := synPacket("192.168.0.3:5000", "203.0.113.10:443")
+	d.run(t, syn.bytes())
+	data := syn
+	data.tcpFlags = flagACK
+	if r := d.run(t, data.bytes()); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_PROXY) {
+		t.Errorf("code %d, mark %#x: want local delivery", r.code, r.mark)
+	}
+}
+
+func TestActNotProxyable(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}})
+	ping := packet{src: addrPort("192.168.0.3:0"), dst: addrPort("203.0.113.10:0"), protocol: unix.IPPROTO_ICMP}
+	if r := d.run(t, ping.bytes()); r.code != tcxDrop || d.drops(t, gatewayReasonREASON_NOT_PROXYABLE) != 1 {
+		t.Errorf("code %d: a ping that cannot be proxied must not go direct", r.code)
+	}
+}
+
+// TestActReject checks the reset byte by byte, and that UDP is left to the kernel's ICMP error.
+func TestActReject(t *testing.T) {
+	d := opened(t)
+	reject := rule(t, "refused", "block", "port", "443")
+	reject.Reject = true
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{reject}}})
+	for _, p := range []packet{
+		synPacket("192.168.0.3:5000", "203.0.113.10:443"),
+		synPacket("[fd00::3]:5000", "[2001:db8::10]:443"),
+	} {
+		p.mac = policy.MAC{2, 0, 0, 0, 0, 9}
+		p.payload = make([]byte, 100) // as a SYN of Fast Open has
+		r := d.run(t, p.bytes())
+		if r.code != tcxRedirect {
+			t.Fatalf("code %d, want a redirect", r.code)
+		}
+		checkReset(t, p, r.data)
+	}
+	if r := d.run(t, udpPacket("192.168.0.3:5000", "203.0.113.10:443").bytes()); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_REJECT) {
+		t.Errorf("UDP: code %d, mark %#x", r.code, r.mark)
+	}
+	if n := d.drops(t, gatewayReasonREASON_RULE_REJECT); n != 3 {
+		t.Errorf("%d refusals counted, want 3", n)
+	}
+}
+
+func checkReset(t *testing.T, p packet, frame []byte) {
+	t.Helper()
+	header, protocolAt, src, dst := 20, 9, 12, 16
+	if p.dst.Addr().Is6() {
+		header, protocolAt, src, dst = 40, 6, 8, 24
+	}
+	if len(frame) != 14+header+20 {
+		t.Fatalf("the reset is %d bytes long, want %d", len(frame), 14+header+20)
+	}
+	if string(frame[:6]) != string(p.mac[:]) {
+		t.Errorf("sent to %x, want the client's %x", frame[:6], p.mac)
+	}
+	ip, tcp := frame[14:14+header], frame[14+header:]
+	size := dst - src
+	from, _ := netip.AddrFromSlice(ip[src : src+size])
+	to, _ := netip.AddrFromSlice(ip[dst : dst+size])
+	if from != p.dst.Addr() || to != p.src.Addr() || ip[protocolAt] != unix.IPPROTO_TCP {
+		t.Errorf("from %s to %s, protocol %d", from, to, ip[protocolAt])
+	}
+	if header == 20 && onesSum(0, ip) != 0xffff {
+		t.Errorf("the IPv4 checksum is wrong")
+	}
+	pseudo := append(append([]byte(nil), ip[src:src+2*size]...), 0, unix.IPPROTO_TCP, 0, 20)
+	if onesSum(uint32(onesSum(0, pseudo)), tcp) != 0xffff {
+		t.Errorf("the TCP checksum is wrong")
+	}
+	if sport, dport := binary.BigEndian.Uint16(tcp), binary.BigEndian.Uint16(tcp[2:]); sport != p.dst.Port() || dport != p.src.Port() {
+		t.Errorf("ports %d → %d", sport, dport)
+	}
+	if tcp[13] != flagRST|flagACK || binary.BigEndian.Uint32(tcp[8:]) != p.seq+1 {
+		t.Errorf("flags %#x, acknowledges %d; want RST+ACK of %d", tcp[13], binary.BigEndian.Uint32(tcp[8:]), p.seq+1)
+	}
+}
+
+// TestActLiveFlowsKeepTheirVerdict: a new generation decides new flows only; a new connection of the same
+// ports is a new flow.
+func TestActLiveFlowsKeepTheirVerdict(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
+	syn := synPacket("192.168.0.3:5000", "203.0.113.10:443")
+	udp := udpPacket("192.168.0.3:5000", "203.0.113.10:443")
+	data := syn
+	data.tcpFlags = flagACK
+	d.run(t, syn.bytes())
+	d.run(t, udp.bytes())
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "block"}})
+	for name, c := range map[string]struct {
+		frame []byte
+		code  int32
+	}{
+		"live TCP":     {data.bytes(), tcxNext},
+		"live UDP":     {udp.bytes(), tcxNext},
+		"new UDP flow": {udpPacket("192.168.0.3:5001", "203.0.113.10:443").bytes(), tcxDrop},
+	} {
+		if r := d.run(t, c.frame); r.code != c.code {
+			t.Errorf("%s: code %d, want %d", name, r.code, c.code)
+		}
+	}
+	if r := d.run(t, syn.bytes()); r.code != tcxDrop {
+		t.Errorf("a new connection of the same ports: code %d, want a drop", r.code)
+	}
+	flows, err := d.Flows()
+	if err != nil || len(flows) != 3 {
+		t.Fatalf("%d flows, %v", len(flows), err)
+	}
+}
+
+// TestActFragments: later fragments do what their first one did, or are dropped where it was not seen.
+func TestActFragments(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{
+		rule(t, "proxied", "hk", "port", "82"), rule(t, "blocked", "block", "port", "83"),
+	}}})
+	part := func(dst string, id uint32, offset int) []byte {
+		p := udpPacket("192.168.0.3:5000", dst)
+		if p.dst.Addr().Is6() {
+			p.src = addrPort("[fd00::3]:5000")
+		}
+		p.payload = make([]byte, 64)
+		p.fragment = &fragmentV{id: id, offset: offset, more: true}
+		return p.bytes()
+	}
+	for i, c := range []struct {
+		dst  string
+		code int32
+		mark uint32
+	}{
+		{"203.0.113.10:80", tcxNext, uint32(gatewayMarkMARK_DIRECT)},
+		{"203.0.113.10:82", tcxNext, uint32(gatewayMarkMARK_PROXY)},
+		{"203.0.113.10:83", tcxDrop, 0},
+		{"[2001:db8::10]:80", tcxNext, uint32(gatewayMarkMARK_DIRECT)},
+		{"[2001:db8::10]:82", tcxNext, uint32(gatewayMarkMARK_PROXY)},
+		{"[2001:db8::10]:83", tcxDrop, 0},
+	} {
+		id := uint32(100 + i)
+		if r := d.run(t, part(c.dst, id, 1480)); r.code != tcxDrop {
+			t.Errorf("%s: a later fragment before its first: code %d", c.dst, r.code)
+		}
+		for _, offset := range []int{0, 1480, 2960} {
+			if r := d.run(t, part(c.dst, id, offset)); r.code != c.code || r.code == tcxNext && r.mark != c.mark {
+				t.Errorf("%s at %d: code %d, mark %#x", c.dst, offset, r.code, r.mark)
+			}
+		}
+	}
+	if n := d.drops(t, gatewayReasonREASON_FRAGMENT_UNKNOWN); n != 6 {
+		t.Errorf("%d unknown fragments counted, want 6", n)
+	}
+}
+
+// TestActICMPErrors: an error about a proxied flow goes to the proxy's socket, about a blocked one nowhere,
+// and all others pass: path MTU discovery depends on them.
+func TestActICMPErrors(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "block", Rules: []policy.Rule{
+		rule(t, "direct", "direct", "port", "80"), rule(t, "proxied", "hk", "port", "82"),
+	}}})
+	for _, c := range []struct {
+		port string
+		seen bool
+		code int32
+		mark uint32
+	}{
+		{"80", true, tcxNext, 0},
+		{"82", true, tcxNext, uint32(gatewayMarkMARK_PROXY)},
+		{"83", true, tcxDrop, 0},
+		{"84", false, tcxNext, 0},
+	} {
+		for _, hosts := range [][2]string{{"192.168.0.3", "203.0.113.10"}, {"[fd00::3]", "[2001:db8::10]"}} {
+			flow := udpPacket(hosts[0]+":5000", hosts[1]+":"+c.port)
+			if c.seen {
+				d.run(t, flow.bytes())
+			}
+			reply := packet{src: flow.dst, dst: flow.src, protocol: unix.IPPROTO_UDP, payload: make([]byte, 8)}
+			frame := icmpErrorAbout(flow, reply)
+			if r := d.run(t, frame); r.code != c.code || r.mark != c.mark {
+				t.Errorf("port %s of %s: code %d, mark %#x; want %d, %#x", c.port, hosts[1], r.code, r.mark, c.code, c.mark)
+			}
+		}
+	}
+}
+
+// icmpErrorAbout is the client's "port unreachable" about a reply that it got.
+func icmpErrorAbout(flow, reply packet) []byte {
+	quoted := reply.bytes()[14:]
+	p := packet{src: flow.src, dst: flow.dst, protocol: unix.IPPROTO_ICMP, payload: quoted}
+	kind, header := byte(3), 20
+	if flow.dst.Addr().Is6() {
+		p.protocol, kind, header = unix.IPPROTO_ICMPV6, 1, 40
+	}
+	frame := p.bytes()
+	frame[14+header] = kind
+	return frame
+}
+
+// TestActClientShare: a client over its share of the table goes on in the crowd's table, and nobody else.
+func TestActClientShare(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "direct"}
+	const share = 100
+	apply(t, d, Desired{Policy: p, ClientFlows: share})
+	flood := udpPacket("192.168.0.66:1", "203.0.113.10:443")
+	flood.mac = policy.MAC{2, 0, 0, 0, 0, 66}
+	for i := range 3 * share {
+		// inventing addresses does not help: the MAC is the client
+		flood.src = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, byte(i), 66}), uint16(i+1))
+		if r := d.run(t, flood.bytes()); r.code != tcxNext {
+			t.Fatalf("flow %d: code %d", i, r.code)
+		}
+	}
+	other := udpPacket("192.168.0.3:5000", "203.0.113.10:443")
+	other.mac = policy.MAC{2, 0, 0, 0, 0, 3}
+	d.run(t, other.bytes())
+	s, err := d.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Flows.Entries != share+1 || s.Crowd.Entries != 2*share || s.Clients.Entries != 2 {
+		t.Errorf("%d flows in the table, %d in the crowd's, %d clients", s.Flows.Entries, s.Crowd.Entries, s.Clients.Entries)
+	}
+}
+
+// TestActSweep: idle flows leave by their kind's limit, and the client's share is free again.
+func TestActSweep(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}, ClientFlows: 4})
+	syn := synPacket("192.168.0.3:5000", "203.0.113.10:443")
+	data := syn
+	data.tcpFlags = flagACK
+	half, closing := synPacket("192.168.0.3:5001", "203.0.113.10:443"), synPacket("192.168.0.3:5002", "203.0.113.10:443")
+	fin := closing
+	fin.tcpFlags = flagACK | flagFIN
+	udp := udpPacket("192.168.0.3:5003", "203.0.113.10:443")
+	for _, p := range []packet{syn, data, half, closing, fin, udp, udp} {
+		d.run(t, p.bytes())
+	}
+	left := func() int {
+		flows, err := d.Flows()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(flows)
+	}
+	for _, c := range []struct {
+		after int64 // seconds
+		left  int
+	}{{50, 4}, {70, 2}, {9 * 60, 2}, {11 * 60, 1}, {23 * 3600, 1}, {25 * 3600, 0}} {
+		if err := d.state.sweep(monotonic() + uint64(c.after)*1e9); err != nil {
+			t.Fatal(err)
+		}
+		if left() != c.left {
+			t.Errorf("after %d s idle %d flows are left, want %d", c.after, left(), c.left)
+		}
+	}
+	for _, p := range []packet{syn, half, closing, udp} {
+		d.run(t, p.bytes())
+	}
+	if s, err := d.Status(); err != nil || s.Flows.Entries != 4 || s.Crowd.Entries != 0 {
+		t.Errorf("the share is not free again: %+v, %v", s, err)
+	}
+}
