@@ -35,6 +35,7 @@ type Config struct {
 	Published  []Service
 	Metrics    Metrics
 	Proxy      Proxy
+	PerClient  PerClient
 	Outbounds  map[string]Outbound // by name, without direct and block
 	Policy     *policy.Policy
 	Tests      []Test
@@ -65,16 +66,21 @@ type Metrics struct {
 	Position Position
 }
 
-// Proxy bounds the transparent proxy. Clients are told apart by address.
+// Proxy is how long the transparent proxy waits. 0 stands for the proxy's own choice.
 type Proxy struct {
 	DialTimeout      time.Duration // to resolve and reach an upstream over TCP
 	HandshakeTimeout time.Duration // from the dial until bytes can flow, the upstream's own dial included
-	UDPIdle          time.Duration // a UDP mapping ends this long after its last packet (RFC 4787 section 4.3)
+	HalfClosed       time.Duration // life of a connection that is silent and closed on one side
+	UDPIdle          time.Duration // life of a silent UDP session (RFC 4787 section 4.3)
+}
 
-	Connections          int // TCP connections of all clients
-	ConnectionsPerClient int
-	UDPSessions          int // UDP mappings of all clients
-	UDPSessionsPerClient int
+// PerClient is the share of one client, told by its address, of what all clients share. 0 stands for
+// the choice of the part that counts.
+type PerClient struct {
+	Flows       uint32 // in the flow table
+	Connections uint32 // proxied TCP connections
+	UDPSessions uint32 // proxied UDP source endpoints
+	UDPFlows    uint32 // proxied UDP source and destination pairs
 }
 
 // Load reads a configuration file, with the format that its suffix says, and the password files that
@@ -126,12 +132,11 @@ func reason(err error) error {
 // password files are looked for.
 func Parse(name string, data []byte, format Format) (*Config, error) {
 	d := newDecoder(name, len(data))
-	parse, ok := syntaxes[format]
-	if !ok {
+	if syntaxes[format] == nil {
 		return nil, Position{File: name}.Errorf("unknown format %q %s", format, have([]string{string(YAML), string(JSON), string(TOML)}))
 	}
 	sections := koanf.New("/")
-	if err := sections.Load(text(data), &document{parse, d}); err != nil {
+	if err := sections.Load(text(data), &document{format, d}); err != nil {
 		return nil, Position{File: name}.Errorf("%w", err)
 	}
 	if len(d.errs) > 0 && len(sections.Keys()) == 0 { // it could not be parsed

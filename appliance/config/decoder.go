@@ -55,11 +55,17 @@ func about(at string) string {
 	return at + ": "
 }
 
-// resolve follows an alias and refuses tags of the user's own.
-func (d *decoder) resolve(at string, n *yaml.Node) *yaml.Node {
+// follow is what an alias stands for, and any other node itself.
+func follow(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
-		n = n.Alias
+		return n.Alias
 	}
+	return n
+}
+
+// plain follows an alias and refuses a tag of the user's own: !secret x is not the text x.
+func (d *decoder) plain(at string, n *yaml.Node) *yaml.Node {
+	n = follow(n)
 	if n.Style&yaml.TaggedStyle != 0 && !strings.HasPrefix(n.Tag, "!!") {
 		d.errorf(n.Line, "%sunknown tag %s; remove it", about(at), quote(n.Tag))
 	}
@@ -92,7 +98,7 @@ type entry struct {
 
 // entries lists a mapping in the order of the file. A key that stands there twice counts once.
 func (d *decoder) entries(at string, n *yaml.Node) []entry {
-	n = d.resolve(at, n)
+	n = follow(n)
 	if n.Kind != yaml.MappingNode {
 		d.errorf(n.Line, "%smust be a mapping (key: value), not %s", about(at), kind(n))
 		return nil
@@ -103,7 +109,7 @@ func (d *decoder) entries(at string, n *yaml.Node) []entry {
 	list := make([]entry, 0, len(n.Content)/2)
 	lines := make(map[string]int, len(n.Content)/2)
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		key := d.resolve(at, n.Content[i])
+		key := d.plain(at, n.Content[i])
 		switch first, twice := lines[key.Value]; {
 		case key.Kind != yaml.ScalarNode:
 			d.errorf(key.Line, "%sa key must be text, not %s", about(at), kind(key))
@@ -115,7 +121,7 @@ func (d *decoder) entries(at string, n *yaml.Node) []entry {
 			d.errorf(key.Line, "%skey %s stands here twice (first on line %d); remove one", about(at), quote(key.Value), first)
 		default:
 			lines[key.Value] = key.Line
-			value := d.resolve(join(at, key.Value), n.Content[i+1])
+			value := d.plain(join(at, key.Value), n.Content[i+1])
 			list = append(list, entry{key.Value, key.Line, value})
 		}
 	}
@@ -125,20 +131,23 @@ func (d *decoder) entries(at string, n *yaml.Node) []entry {
 // keys is the table of one kind of object: what each key means.
 type keys[T any] map[string]func(d *decoder, at string, n *yaml.Node, into *T)
 
-// notYet is the keys of later versions, which a config of the design may hold, by object.
-type notYet map[string]bool
+// refusals are keys that are known, but not accepted, with the reason.
+type refusals map[string]string
+
+// notYet is the reason against what the design has, and this version has not.
+const notYet = "is not in this version yet; remove it"
 
 // decode reads the entries of an object by its table and returns the keys it has. A key that the table
 // does not hold is an error, with the key that was probably meant; that one is then not missing.
-func decode[T any](d *decoder, at string, entries []entry, table keys[T], later notYet, into *T) (seen map[string]bool) {
+func decode[T any](d *decoder, at string, entries []entry, table keys[T], refused refusals, into *T) (seen map[string]bool) {
 	seen = make(map[string]bool, len(entries))
 	for _, e := range entries {
 		seen[e.key] = true
 		switch read, known := table[e.key]; {
 		case known:
 			read(d, join(at, e.key), e.value, into)
-		case later[e.key]:
-			d.errorf(e.line, "%s%s is not in this version yet; remove it", about(at), e.key)
+		case refused[e.key] != "":
+			d.errorf(e.line, "%s%s %s", about(at), e.key, refused[e.key])
 		default:
 			valid := slices.Collect(maps.Keys(table))
 			d.errorf(e.line, "%sunknown key %s%s", about(at), quote(e.key), didYouMean(e.key, valid))
@@ -152,7 +161,7 @@ func decode[T any](d *decoder, at string, entries []entry, table keys[T], later 
 
 // scalar is the text of a single value, as the user wrote it, without quotes.
 func (d *decoder) scalar(at string, n *yaml.Node) (string, bool) {
-	n = d.resolve(at, n)
+	n = follow(n)
 	switch {
 	case n.Kind != yaml.ScalarNode:
 		d.errorf(n.Line, "%smust be a single value, not %s", about(at), kind(n))
@@ -166,7 +175,7 @@ func (d *decoder) scalar(at string, n *yaml.Node) (string, bool) {
 
 // list is the items of a list; a single value is a list of one.
 func (d *decoder) list(at string, n *yaml.Node) []*yaml.Node {
-	n = d.resolve(at, n)
+	n = follow(n)
 	switch {
 	case isNull(n):
 		d.errorf(n.Line, "%shas no value; write one or remove the key", about(at))
@@ -177,6 +186,9 @@ func (d *decoder) list(at string, n *yaml.Node) []*yaml.Node {
 		d.errorf(n.Line, "%sthe list is empty; add a value or remove the key", about(at))
 	case !d.spend(n.Line, len(n.Content)):
 		return nil
+	}
+	for _, item := range n.Content {
+		d.plain(at, item)
 	}
 	return n.Content
 }

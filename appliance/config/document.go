@@ -3,13 +3,9 @@ package config
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"path/filepath"
-	"regexp"
-	"strconv"
+	"sort"
 	"strings"
-	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -20,7 +16,7 @@ type Format string
 // The formats. All of them hold the same keys.
 const (
 	YAML Format = "yaml"
-	JSON Format = "json" // read by the YAML parser, of which it is a subset
+	JSON Format = "json"
 	TOML Format = "toml"
 )
 
@@ -35,7 +31,7 @@ func FormatOf(name string) (Format, error) {
 	return "", Position{File: name}.Errorf("unknown format %q; name the file .yaml, .yml, .json or .toml", suffix)
 }
 
-var syntaxes = map[Format]func([]byte) (*yaml.Node, *syntaxError){YAML: parseYAML, JSON: parseYAML, TOML: parseTOML}
+var syntaxes = map[Format]func([]byte) (*yaml.Node, *syntaxError){YAML: parseYAML, JSON: parseJSON, TOML: parseTOML}
 
 // syntaxError is why a text could not be parsed at all.
 type syntaxError struct {
@@ -55,7 +51,7 @@ func (text) Read() (map[string]any, error) {
 // lines, and gives koanf one section for each top-level key: koanf's maps hold neither lines nor
 // order, nor two equal keys, and all three are needed to say what is wrong and where.
 type document struct {
-	parse  func([]byte) (*yaml.Node, *syntaxError)
+	format Format
 	decode *decoder // reports, and counts values
 }
 
@@ -68,10 +64,17 @@ type section struct {
 }
 
 func (p *document) Unmarshal(b []byte) (map[string]any, error) {
-	root, bad := p.parse(b)
-	if bad != nil {
-		p.decode.errorf(bad.line, "%s", bad.message)
+	if line, ok := tooDeep(b); ok {
+		p.decode.errorf(line, "more than %d brackets are open here; close them", maxDepth)
 		return nil, nil
+	}
+	root, bad := syntaxes[p.format](b)
+	if bad != nil {
+		p.decode.errorf(bad.line, "not valid %s: %s", strings.ToUpper(string(p.format)), bad.message)
+		return nil, nil
+	}
+	if root != nil {
+		root = p.decode.plain("", root)
 	}
 	if root == nil || isNull(root) {
 		p.decode.errorf(1, `the file is empty; the least there can be is "default: direct"`)
@@ -88,68 +91,46 @@ func (p *document) Marshal(map[string]any) ([]byte, error) {
 	return nil, errors.New("a configuration is read, never written")
 }
 
-// parseYAML returns nil for an empty document.
-func parseYAML(b []byte) (*yaml.Node, *syntaxError) {
-	if line, ok := notText(b); ok {
-		return nil, &syntaxError{line, "the text is not UTF-8; save the file as UTF-8"}
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(b))
-	var first, second yaml.Node
-	if err := decoder.Decode(&first); err == io.EOF {
-		return nil, nil
-	} else if err != nil {
-		return nil, yamlError(b, err)
-	}
-	if err := decoder.Decode(&second); err == nil {
-		return nil, &syntaxError{second.Line, "a second document begins here; a config is one document, remove the ---"}
-	} else if err != io.EOF {
-		return nil, yamlError(b, err)
-	}
-	return first.Content[0], nil
-}
+// maxDepth bounds the nesting of brackets: the parsers recurse, and a Go stack that is too large ends
+// the program. Brackets in texts count too, so it is far above what a config nests.
+const maxDepth = 10_000
 
-var (
-	yamlLine   = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
-	yamlAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced$`)
-)
-
-// yamlError takes the line out of the YAML package's message, which has none for the first line and
-// for anchors.
-func yamlError(b []byte, err error) *syntaxError {
-	bad := &syntaxError{1, err.Error()}
-	if m := yamlLine.FindStringSubmatch(bad.message); m != nil {
-		bad.message = m[2]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			bad.line = n
-		}
-	}
-	if m := yamlAnchor.FindStringSubmatch(bad.message); m != nil {
-		if at := bytes.Index(b, []byte("*"+m[1])); at >= 0 {
-			bad.line = 1 + bytes.Count(b[:at], []byte{'\n'})
-		}
-		bad.message = fmt.Sprintf("*%s refers to an anchor that is not defined before it; quote the text if it is no alias", m[1])
-	}
-	bad.message = "not valid YAML or JSON: " + bad.message
-	return bad
-}
-
-// notText finds the first line that is not UTF-8. (UTF-16, which YAML would allow, is not.)
-func notText(b []byte) (line int, found bool) {
-	if utf8.Valid(b) {
-		return 0, false
-	}
-	line = 1
-	for len(b) > 0 {
-		r, size := utf8.DecodeRune(b)
-		if r == utf8.RuneError && size == 1 {
-			break
-		}
-		if r == '\n' {
+// tooDeep finds the line at which too many brackets are open.
+func tooDeep(b []byte) (line int, found bool) {
+	depth, line := 0, 1
+	for _, c := range b {
+		switch c {
+		case '[', '{':
+			depth++
+		case ']', '}':
+			depth = max(depth-1, 0)
+		case '\n':
 			line++
 		}
-		b = b[size:]
+		if depth > maxDepth {
+			return line, true
+		}
 	}
-	return line, true
+	return 0, false
+}
+
+// searchLimit is the size, in bytes, up to which it is worth parsing a broken text again and again.
+const searchLimit = 1 << 20
+
+// locate finds the line at which a parser gives up, where it does not tell: the end of the shortest
+// run of whole lines, at least low, that it refuses with the same words.
+func locate(b []byte, low int, refuses func([]byte) bool) int {
+	if len(b) > searchLimit {
+		return low
+	}
+	var ends []int // offset of the end of each line
+	for line := range bytes.Lines(b) {
+		ends = append(ends, len(line))
+		if i := len(ends) - 1; i > 0 {
+			ends[i] += ends[i-1]
+		}
+	}
+	return low + sort.Search(len(ends)-low, func(i int) bool { return refuses(b[:ends[low+i-1]]) })
 }
 
 func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }

@@ -13,17 +13,17 @@ import (
 
 // Outbound describes an upstream proxy.
 type Outbound struct {
-	URL      string // scheme://host:port, without credentials
+	URL      string // scheme://host:port as outbound.New takes it, without the user
 	Username string
 	Password Secret
 	Position Position
 }
 
-// schemes are the protocols of this version, with the port that is usual for each.
-var schemes = map[string]string{"socks5": "1080", "http": "8080", "https": "443"}
+// schemes are the protocols of this version.
+var schemes = map[string]bool{"socks5": true, "http": true, "https": true}
 
 // laterSchemes are what users of other gateways bring along.
-var laterSchemes = notYet{"ss": true, "vmess": true, "vless": true, "trojan": true, "hysteria2": true, "tuic": true, "wireguard": true}
+var laterSchemes = map[string]bool{"ss": true, "vmess": true, "vless": true, "trojan": true, "hysteria2": true, "tuic": true}
 
 const maxNameLength = 64 // bytes
 
@@ -63,19 +63,19 @@ func validName(name string) bool {
 func (d *decoder) outbound(at string, e entry, directory string) Outbound {
 	o := outboundDraft{Outbound: Outbound{Position: Position{d.file, e.line}}}
 	entries := d.entries(at, e.value)
-	d.require(at, e.value, entries, decode(d, at, entries, outboundKeys, nil, &o), "url")
+	d.require(at, e.value, entries, decode(d, at, entries, outboundKeys, inline, &o), "url")
 	if o.passwordFile == "" {
 		return o.Outbound
 	}
 	if o.Username == "" && o.URL != "" {
 		d.errorf(o.passwordLine, "%s: password_file without a username; add username", at)
 	}
-	secret, file, open, err := readSecret(o.passwordFile, directory)
+	secret, warning, err := readSecret(o.passwordFile, directory)
 	switch {
 	case err != nil:
 		d.errorf(o.passwordLine, "%s: password_file: %w", at, err)
-	case open:
-		d.warnf(o.passwordLine, "%s: password_file: everybody can read %s; chmod 600 it", at, file)
+	case warning != "":
+		d.warnf(o.passwordLine, "%s: password_file: %s", at, warning)
 	}
 	o.Password = secret
 	return o.Outbound
@@ -98,46 +98,49 @@ var outboundKeys = keys[outboundDraft]{
 		o.passwordFile, _ = d.scalar(at, n)
 		o.passwordLine = n.Line
 	},
-	"password": func(d *decoder, at string, n *yaml.Node, o *outboundDraft) {
-		d.errorf(n.Line, "%s: a password does not belong into the config; put it in a file and name that in password_file", at)
-	},
 }
 
-// upstream checks a URL and takes the user out of it. No message quotes the URL: there may be a
-// password in it, where it was not expected either.
+// inline are the places where other gateways keep a password.
+var inline = refusals{
+	"password": "does not belong in the config; put it in a file, and name that in password_file",
+	"secret":   "does not belong in the config; put it in a file, and name that in password_file",
+}
+
+// upstream checks what a file may say in a URL, and takes the user out of it. Host, port and
+// parameters are for the outbound that is made of it. No message quotes the URL: a password may be in
+// it, where it was not expected either.
 func (d *decoder) upstream(at string, line int, value string, o *outboundDraft) {
+	have := func() string { return have(slices.Collect(maps.Keys(schemes))) }
 	scheme, _, found := strings.Cut(value, "://")
+	scheme = strings.ToLower(scheme)
 	u, err := url.Parse(value)
-	_, known := schemes[scheme]
 	switch {
-	case !found:
+	case !found || strings.ContainsAny(scheme, ":@/ "):
 		d.errorf(line, "%s: it has no scheme; write it like socks5://10.0.0.7:1080", at)
-	case !known && laterSchemes[scheme]:
-		d.errorf(line, "%s: %s is not in this version yet %s", at, scheme, have(slices.Collect(maps.Keys(schemes))))
-	case !known:
+	case laterSchemes[scheme]:
+		d.errorf(line, "%s: %s is not in this version yet %s", at, scheme, have())
+	case !schemes[scheme]:
 		d.errorf(line, "%s: unknown scheme %s%s", at, quote(scheme), didYouMean(scheme, slices.Collect(maps.Keys(schemes))))
 	case err != nil:
-		d.errorf(line, "%s: it is not a URL; write it like %s://10.0.0.7:%s (an IPv6 address in brackets)", at, scheme, schemes[scheme])
-	case u.User != nil && hasPassword(u.User):
+		d.errorf(line, "%s: it is not a URL; write it like %s://10.0.0.7:1080 (an IPv6 address in brackets)", at, scheme)
+	case hasPassword(u):
 		d.errorf(line, "%s: it holds a password; put it in password_file and leave only the user in the url", at)
 	case u.Hostname() == "":
-		d.errorf(line, "%s: it has no host; write it like %s://10.0.0.7:%s", at, scheme, schemes[scheme])
-	case u.Port() == "" || u.Port() == "0":
-		d.errorf(line, "%s: it has no port; write it like %s://%s:%s", at, scheme, u.Host, schemes[scheme])
-	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
-		d.errorf(line, "%s: something follows the port; leave only %s://%s", at, scheme, u.Host)
+		d.errorf(line, "%s: it has no host; write it like %s://10.0.0.7:1080", at, scheme)
 	default:
-		o.URL = scheme + "://" + u.Host
-		if name := u.User.Username(); name != "" {
-			if o.Username != "" && o.Username != name {
-				d.errorf(line, "%s: it names another user than username; remove one of them", at)
-			}
+		name := u.User.Username()
+		if name != "" && o.Username != "" && o.Username != name {
+			d.errorf(line, "%s: it names another user than username does; remove one of them", at)
+		}
+		if name != "" {
 			o.Username = name
 		}
+		u.User = nil
+		o.URL = u.String()
 	}
 }
 
-func hasPassword(u *url.Userinfo) bool {
-	_, ok := u.Password()
+func hasPassword(u *url.URL) bool {
+	_, ok := u.User.Password()
 	return ok
 }

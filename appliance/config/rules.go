@@ -40,8 +40,7 @@ func (d *decoder) rules(at string, n *yaml.Node, c *draft) {
 	names := map[string]int{}
 	for i, item := range items {
 		r := rule{line: item.Line}
-		entries := d.entries(label("", i), item)
-		r.Name = nameOf(entries)
+		r.Name = nameOf(follow(item))
 		at := label(r.Name, i)
 		if i == policy.MaxRules {
 			d.errorf(item.Line, "%s: it is number %d, and there can be %d; join rules with the same outbound", at, i+1, policy.MaxRules)
@@ -51,6 +50,7 @@ func (d *decoder) rules(at string, n *yaml.Node, c *draft) {
 			d.errorf(item.Line, "%s: the name is taken by the rule on line %d; choose another", at, first)
 		}
 		names[r.Name] = item.Line
+		entries := d.entries(at, item)
 		seen := decode(d, at, entries, ruleKeys, laterFields, &r)
 		d.require(at, item, entries, seen, "outbound")
 		c.rules = append(c.rules, r)
@@ -60,24 +60,24 @@ func (d *decoder) rules(at string, n *yaml.Node, c *draft) {
 	}
 }
 
-// nameOf looks ahead, because messages about the other keys want the name.
-func nameOf(entries []entry) string {
-	for _, e := range entries {
-		if e.key == "name" && e.value.Kind == yaml.ScalarNode && !isNull(e.value) {
-			return e.value.Value
+// nameOf looks ahead in a rule, because messages about the other keys want its name.
+func nameOf(n *yaml.Node) string {
+	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+		if value := follow(n.Content[i+1]); n.Content[i].Value == "name" && value.Kind == yaml.ScalarNode && !isNull(value) {
+			return value.Value
 		}
 	}
 	return ""
 }
 
 // laterFields are fields of the design whose data this version cannot read.
-var laterFields = notYet{"geosite": true, "geoip": true}
+var laterFields = refusals{"geosite": notYet, "geoip": notYet}
 
 // conditionKeys are the policy's fields, for a rule's own conditions and for those under not.
 var conditionKeys = func() keys[[]policy.Condition] {
 	table := keys[[]policy.Condition]{}
 	for _, field := range policy.Fields() {
-		if laterFields[field.Key] {
+		if laterFields[field.Key] != "" {
 			continue
 		}
 		table[field.Key] = func(d *decoder, at string, n *yaml.Node, into *[]policy.Condition) {
@@ -111,7 +111,7 @@ var ruleKeys = func() keys[rule] {
 		"mark": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			mark, ok := d.number(at, n, 1, 1<<32-1)
 			if ok && mark&ownedMarks != 0 {
-				d.errorf(n.Line, "%s: %#010x touches %#010x, the bits that sidegate itself uses; choose other bits", at, mark, ownedMarks)
+				d.errorf(n.Line, "%s: 0x%08x touches 0x%08x, the bits that sidegate itself uses; choose other bits", at, mark, ownedMarks)
 			}
 			r.Mark, r.mark = mark, n.Line
 		},

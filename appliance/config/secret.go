@@ -9,14 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
 
 // Secret is a password. It never prints itself: only Reveal says what it is. The zero value is no
 // password. Compare two by Equal.
 type Secret struct {
-	// A pointer, because fmt shows a pointer inside a structure as an address, even where it cannot
-	// call the methods below (a field of another package's unexported field).
+	// A pointer: where fmt may not call the methods below, in an unexported field of some structure, it
+	// prints an address.
 	text *string
 }
 
@@ -61,35 +60,35 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 const maxSecret = 4 << 10
 
 // readSecret reads a password file: one line, with or without its line break. A relative path is
-// looked up in $CREDENTIALS_DIRECTORY (systemd's LoadCredential=) and then in directory. Open says
-// which file it was and whether strangers may read it.
-func readSecret(path, directory string) (secret Secret, found string, open bool, err error) {
+// looked up in $CREDENTIALS_DIRECTORY (systemd's LoadCredential=) and then in directory. Warning is
+// what a careful owner wants to know; it may be empty.
+func readSecret(path, directory string) (secret Secret, warning string, err error) {
 	file, err := openSecret(path, directory)
 	if err != nil {
-		return Secret{}, "", false, err
+		return Secret{}, "", err
 	}
 	defer file.Close()
+	name := file.Name()
 	info, err := file.Stat()
 	if err != nil {
-		return Secret{}, "", false, reason(err)
-	}
-	if !info.Mode().IsRegular() {
-		return Secret{}, "", false, fmt.Errorf("%s is not a regular file", file.Name())
+		return Secret{}, "", fmt.Errorf("reading %s: %w", name, reason(err))
 	}
 	data, err := io.ReadAll(io.LimitReader(file, maxSecret+1))
 	if err != nil {
-		return Secret{}, "", false, fmt.Errorf("reading %s: %w", file.Name(), reason(err))
+		return Secret{}, "", fmt.Errorf("reading %s: %w", name, reason(err))
 	}
 	line := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
 	switch {
 	case line == "":
-		return Secret{}, "", false, fmt.Errorf("%s is empty; write the password into it", file.Name())
+		return Secret{}, "", fmt.Errorf("%s is empty; write the password into it", name)
 	case len(data) > maxSecret:
-		return Secret{}, "", false, fmt.Errorf("%s is larger than %d bytes; a password file holds one line", file.Name(), maxSecret)
+		return Secret{}, "", fmt.Errorf("%s is larger than %d bytes; a password file holds one line", name, maxSecret)
 	case strings.ContainsAny(line, "\n\r\x00"):
-		return Secret{}, "", false, fmt.Errorf("%s has more than one line; leave only the password", file.Name())
+		return Secret{}, "", fmt.Errorf("%s has more than one line; leave only the password", name)
+	case info.Mode().Perm()&0o004 != 0:
+		warning = fmt.Sprintf("everybody can read %s; chmod 600 it", name)
 	}
-	return NewSecret(line), file.Name(), info.Mode().Perm()&0o004 != 0, nil
+	return NewSecret(line), warning, nil
 }
 
 func openSecret(path, directory string) (*os.File, error) {
@@ -101,14 +100,19 @@ func openSecret(path, directory string) (*os.File, error) {
 		}
 	}
 	for _, place := range places {
-		// Not blocking, or a named pipe would hang the start.
-		file, err := os.OpenFile(place, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-		if err == nil {
-			return file, nil
+		// Opening a named pipe would hang the start, and a device may do anything.
+		info, err := os.Stat(place)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err == nil && !info.Mode().IsRegular():
+			return nil, fmt.Errorf("%s is not a regular file", place)
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		file, err := os.Open(place)
+		if err != nil {
 			return nil, fmt.Errorf("opening %s: %w", place, reason(err))
 		}
+		return file, nil
 	}
 	return nil, fmt.Errorf("there is no %s; write the password into it", strings.Join(places, " and no "))
 }

@@ -40,7 +40,6 @@ func (d *decoder) config(directory string, sections *koanf.Koanf) *Config {
 		Interfaces: Interfaces{LAN: []string{Auto}, Position: Position{File: d.file}},
 		OnFailure:  policy.Block,
 		ReturnPath: Asymmetric,
-		Proxy:      defaultProxy,
 	}}
 	seen := decode(d, "", entries, sectionKeys, laterSections, &c)
 	if !seen["default"] {
@@ -81,6 +80,9 @@ var sectionKeys = keys[draft]{
 	"proxy": func(d *decoder, at string, n *yaml.Node, c *draft) {
 		decode(d, at, d.entries(at, n), proxyKeys, nil, &c.Proxy)
 	},
+	"per_client": func(d *decoder, at string, n *yaml.Node, c *draft) {
+		decode(d, at, d.entries(at, n), perClientKeys, nil, &c.PerClient)
+	},
 	"outbounds": (*decoder).outbounds,
 	"rules":     (*decoder).rules,
 	"default": func(d *decoder, at string, n *yaml.Node, c *draft) {
@@ -94,9 +96,9 @@ var sectionKeys = keys[draft]{
 }
 
 // laterSections are keys of the design that this version cannot honour, and so must not accept.
-var laterSections = notYet{
-	"dns": true, "sniff": true, "dial": true, "trust_sniffed": true, "geodata": true, "groups": true,
-	"gateway": true, "ipv6": true,
+var laterSections = refusals{
+	"dns": notYet, "sniff": notYet, "dial": notYet, "trust_sniffed": notYet, "geodata": notYet,
+	"groups": notYet, "gateway": notYet, "ipv6": notYet,
 }
 
 // reference reads the name of an outbound; whether there is one is known at the end.
@@ -196,31 +198,15 @@ func (d *decoder) require(at string, n *yaml.Node, entries []entry, seen map[str
 	}
 }
 
-// defaultProxy is what a file without a proxy section has. One client can neither exhaust the
-// descriptors of the others nor be kept from what a busy browser or a torrent opens.
-var defaultProxy = Proxy{
-	DialTimeout:          3 * time.Second,
-	HandshakeTimeout:     10 * time.Second,
-	UDPIdle:              5 * time.Minute,
-	Connections:          32768,
-	ConnectionsPerClient: 8192,
-	UDPSessions:          16384,
-	UDPSessionsPerClient: 4096,
-}
-
 var proxyKeys = keys[Proxy]{
-	"dial_timeout":      length(time.Second/10, time.Minute, func(p *Proxy) *time.Duration { return &p.DialTimeout }),
-	"handshake_timeout": length(time.Second/10, 5*time.Minute, func(p *Proxy) *time.Duration { return &p.HandshakeTimeout }),
-	// RFC 4787 asks for at least 2 minutes; less is for tests and for those who know.
-	"udp_idle": length(time.Second, 24*time.Hour, func(p *Proxy) *time.Duration { return &p.UDPIdle }),
-
-	"max_connections":             count(func(p *Proxy) *int { return &p.Connections }),
-	"max_connections_per_client":  count(func(p *Proxy) *int { return &p.ConnectionsPerClient }),
-	"max_udp_sessions":            count(func(p *Proxy) *int { return &p.UDPSessions }),
-	"max_udp_sessions_per_client": count(func(p *Proxy) *int { return &p.UDPSessionsPerClient }),
+	"dial_timeout":      wait(time.Second/10, time.Minute, func(p *Proxy) *time.Duration { return &p.DialTimeout }),
+	"handshake_timeout": wait(time.Second/10, 5*time.Minute, func(p *Proxy) *time.Duration { return &p.HandshakeTimeout }),
+	"half_closed":       wait(time.Second, 24*time.Hour, func(p *Proxy) *time.Duration { return &p.HalfClosed }),
+	// RFC 4787 asks for at least 2 minutes. Less is for tests, and for those who know.
+	"udp_idle": wait(time.Second, 24*time.Hour, func(p *Proxy) *time.Duration { return &p.UDPIdle }),
 }
 
-func length(least, most time.Duration, field func(*Proxy) *time.Duration) func(*decoder, string, *yaml.Node, *Proxy) {
+func wait(least, most time.Duration, field func(*Proxy) *time.Duration) func(*decoder, string, *yaml.Node, *Proxy) {
 	return func(d *decoder, at string, n *yaml.Node, p *Proxy) {
 		if value, ok := d.duration(at, n, least, most); ok {
 			*field(p) = value
@@ -228,10 +214,17 @@ func length(least, most time.Duration, field func(*Proxy) *time.Duration) func(*
 	}
 }
 
-func count(field func(*Proxy) *int) func(*decoder, string, *yaml.Node, *Proxy) {
-	return func(d *decoder, at string, n *yaml.Node, p *Proxy) {
+var perClientKeys = keys[PerClient]{
+	"flows":        share(func(c *PerClient) *uint32 { return &c.Flows }),
+	"connections":  share(func(c *PerClient) *uint32 { return &c.Connections }),
+	"udp_sessions": share(func(c *PerClient) *uint32 { return &c.UDPSessions }),
+	"udp_flows":    share(func(c *PerClient) *uint32 { return &c.UDPFlows }),
+}
+
+func share(field func(*PerClient) *uint32) func(*decoder, string, *yaml.Node, *PerClient) {
+	return func(d *decoder, at string, n *yaml.Node, c *PerClient) {
 		if value, ok := d.number(at, n, 1, 1<<20); ok {
-			*field(p) = int(value)
+			*field(c) = value
 		}
 	}
 }

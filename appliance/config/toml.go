@@ -16,11 +16,7 @@ import (
 // standard asks for, and as syntax, for values and lines. Only the first can fail.
 func parseTOML(b []byte) (*yaml.Node, *syntaxError) {
 	if _, err := koanftoml.Parser().Unmarshal(b); err != nil {
-		bad := &syntaxError{1, "not valid TOML: " + strings.TrimPrefix(err.Error(), "toml: ")}
-		if at := (*toml.DecodeError)(nil); errors.As(err, &at) {
-			bad.line, _ = at.Position()
-		}
-		return nil, bad
+		return nil, tomlError(b, err)
 	}
 	t := tomlReader{text: b, line: 1}
 	t.parser.Reset(b)
@@ -37,9 +33,23 @@ func parseTOML(b []byte) (*yaml.Node, *syntaxError) {
 		}
 	}
 	if err := t.parser.Error(); err != nil {
-		return nil, &syntaxError{1, "not valid TOML: " + err.Error()}
+		return nil, &syntaxError{1, err.Error()}
 	}
 	return root, nil
+}
+
+func tomlError(b []byte, err error) *syntaxError {
+	bad := &syntaxError{message: strings.TrimPrefix(err.Error(), "toml: ")}
+	if at := (*toml.DecodeError)(nil); errors.As(err, &at) {
+		bad.line, _ = at.Position()
+	} else { // a key or table that is defined twice
+		bad.line = locate(b, 1, func(lines []byte) bool {
+			_, again := koanftoml.Parser().Unmarshal(lines)
+			return again != nil && again.Error() == err.Error()
+		})
+		bad.message += "; define it once"
+	}
+	return bad
 }
 
 // tomlReader turns TOML syntax into nodes. It relies on the text being valid.
