@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Value is one alternative of a condition, parsed and checked; String is its normal form, which
@@ -136,6 +137,9 @@ func (f *Field) Parse(texts ...string) (Condition, error) {
 	}
 	values := make([]Value, len(texts))
 	for i, text := range texts {
+		if strings.ContainsFunc(text, unicode.IsControl) {
+			return Condition{}, fmt.Errorf("%s %q: control characters cannot be in a value: remove them", f.Key, text)
+		}
 		v, err := f.parse(text)
 		if err != nil {
 			return Condition{}, fmt.Errorf("%s %q: %w", f.Key, text, err)

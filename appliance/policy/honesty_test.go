@@ -119,8 +119,24 @@ func TestWrongPredicateIsFound(t *testing.T) {
 			defer func() { field.matches = right }()
 			field.matches = wrong
 			mustFind(t, func(*Tables) {})
+			if !sentencesCatch(t) {
+				t.Error("the settled sentences do not notice")
+			}
 		})
 	}
+}
+
+// sentencesCatch reports whether the sentences written by hand notice a specification that is wrong.
+func sentencesCatch(t *testing.T) bool {
+	for _, test := range settledSemantics {
+		p := &Policy{Rules: rules(t, test.rules), Default: "direct", Geo: testGeo}
+		for _, ask := range test.asks {
+			if p.Match(flow(t, ask.flow)).Rule != ask.rule {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // An encoder that forgets a value, or mistakes the rule.

@@ -27,6 +27,7 @@ func TestBadValues(t *testing.T) {
 		{"domain_suffix", "*.example.com", "write domain_suffix: .example.com"},
 		{"domain_keyword", "", "remove it"},
 		{"domain_keyword", "ü", "punycode"},
+		{"domain_regex", "a(\n", "control characters"},
 		{"domain_regex", "", "matches every name"},
 		{"domain_regex", "a(", "missing closing ): `a(`"},
 		{"domain_regex", `(?=a)`, "not an RE2 expression"},
