@@ -6,9 +6,10 @@ LLVM_STRIP = llvm-strip-19
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-# make test PKG=./appliance/policy RUN=TestCompile
+# make test PKG=./appliance/policy RUN=TestCompile RACE=1
 PKG ?= ./...
 RUN ?=
+RACE ?=
 # make fuzz FUZZTIME=5m PKG=./appliance/outbound
 FUZZTIME ?= 60s
 # make bench BENCHFLAGS=--json
@@ -31,7 +32,7 @@ demo: need-root need-go ## show what sidegate does, in network namespaces of its
 test: need-go ## run every test that this machine can run, and list what was skipped (best as root)
 	@scripts/install-deps.sh --if-root test
 	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
-	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=15m $(if $(RUN),-run='$(RUN)') $(PKG)
+	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=15m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
 
 bench: need-root need-go ## measure forwarding and proxying against plain forwarding (root)
 	@scripts/install-deps.sh test
