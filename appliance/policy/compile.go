@@ -1,9 +1,7 @@
 package policy
 
 import (
-	"cmp"
 	"errors"
-	"hash/maphash"
 	"maps"
 	"net/netip"
 	"slices"
@@ -23,19 +21,6 @@ type group uint32
 const noGroup group = 0
 
 func (u use) group() group { return group(u + 1) }
-
-// hits is what the values of one dimension that match a fact say together.
-type hits struct{ is, not Bits }
-
-func (h *hits) add(uses []use) {
-	for _, u := range uses {
-		if u.negated() {
-			h.not.set(u.rule())
-		} else {
-			h.is.set(u.rule())
-		}
-	}
-}
 
 // occurrence is a value of some dimension in some rules.
 type occurrence[V any] struct {
@@ -191,79 +176,6 @@ func (c *compiler) expandLists(geo GeoData) {
 	}
 }
 
-func (b *Bits) set(i int) { b[i/64] |= 1 << (i % 64) }
-
-func (b *Bits) and(c *Bits) {
-	for i := range b {
-		b[i] &= c[i]
-	}
-}
-
-func (b *Bits) andNot(c *Bits) {
-	for i := range b {
-		b[i] &^= c[i]
-	}
-}
-
-func (b *Bits) or(c *Bits) {
-	for i := range b {
-		b[i] |= c[i]
-	}
-}
-
-// axis is what the rules ask of one dimension, whatever the values: all rules, those with a condition
-// in it, and those with one under not.
-type axis struct{ all, is, not Bits }
-
-// row permits the rules that ask nothing, or something that hits, unless a negated value hits.
-func (a *axis) row(h *hits) Bits {
-	row := a.all
-	row.andNot(&a.is)
-	row.or(&h.is)
-	row.andNot(&h.not)
-	return row
-}
-
-// unknown permits the rules that ask nothing.
-func (a *axis) unknown() Bits {
-	row := a.all
-	row.andNot(&a.is)
-	row.andNot(&a.not)
-	return row
-}
-
-// rows interns the rows of one table. A map keyed by the row itself would hold each row twice.
-type rows struct {
-	bits  []Bits
-	index map[uint64]Class
-	seed  maphash.Seed
-}
-
-// newRows begins a table with the rows of ClassUnknown and ClassOther. Only ClassOther is shared with
-// values: a known value must never be taken for an unknown one.
-func newRows(unknown, other Bits) *rows {
-	r := &rows{bits: []Bits{unknown}, index: map[uint64]Class{}, seed: maphash.MakeSeed()}
-	r.class(other)
-	return r
-}
-
-func (r *rows) class(row Bits) Class {
-	for h := maphash.Comparable(r.seed, row); ; h++ { // the next hash where two rows share one
-		c, ok := r.index[h]
-		if !ok {
-			c = Class(len(r.bits))
-			r.bits = append(r.bits, row)
-			r.index[h] = c
-			return c
-		}
-		if r.bits[c] == row {
-			return c
-		}
-	}
-}
-
-func (a *axis) rows() *rows { return newRows(a.unknown(), a.row(&hits{})) }
-
 // keyTable gives each named value its class; one whose class is that of unnamed values needs no entry.
 func keyTable[K comparable](a axis, occurrences []occurrence[K], groups [][]use) KeyTable[K] {
 	r := a.rows()
@@ -282,7 +194,7 @@ func keyTable[K comparable](a axis, occurrences []occurrence[K], groups [][]use)
 			t.Class[key] = class
 		}
 	}
-	t.Bits = r.bits
+	t.Bits = r.bits()
 	return t
 }
 
@@ -301,8 +213,7 @@ func headerTable(network, ipVersion, dscp axis, c *compiler) HeaderTable {
 		points[o.value].add(c.groups[o.group])
 	}
 	var t HeaderTable
-	unknown, other := network.all, network.all // no header is unknown or other; the rows exist for uniformity
-	r := newRows(unknown, other)
+	r := newRows(network.all, network.all) // no header is unknown or other; the rows exist for uniformity
 	for _, n := range []Network{0, TCP, UDP} {
 		for _, v := range []version{4, 6} {
 			for d := range points {
@@ -314,57 +225,6 @@ func headerTable(network, ipVersion, dscp axis, c *compiler) HeaderTable {
 			}
 		}
 	}
-	t.Bits = r.bits
+	t.Bits = r.bits()
 	return t
-}
-
-var errPortClasses = errors.New("the rules divide the ports into more than 65,535 classes: use ranges instead of single ports")
-
-// fill sweeps over the ports once, counting for each use how many of its spans cover the current one.
-func (t *PortTable) fill(a axis, occurrences []occurrence[Span], groups [][]use) error {
-	type edge struct {
-		port  uint32 // from which on
-		delta int
-		use   use
-	}
-	edges := make([]edge, 0, 2*len(occurrences))
-	for _, o := range occurrences {
-		for _, u := range groups[o.group] {
-			edges = append(edges, edge{uint32(o.value.First), 1, u}, edge{uint32(o.value.Last) + 1, -1, u})
-		}
-	}
-	slices.SortFunc(edges, func(x, y edge) int { return cmp.Compare(x.port, y.port) })
-
-	r := a.rows()
-	var h hits
-	covered := make([]int, 2*MaxRules)
-	class := ClassOther
-	for port := 1; port < len(t.Class); port++ {
-		changed := false
-		for ; len(edges) > 0 && edges[0].port <= uint32(port); edges = edges[1:] {
-			e := edges[0]
-			covered[e.use] += e.delta
-			h.put(e.use, covered[e.use] > 0)
-			changed = true
-		}
-		if changed {
-			if class = r.class(a.row(&h)); class >= 1<<16 {
-				return errPortClasses
-			}
-		}
-		t.Class[port] = uint16(class)
-	}
-	t.Bits = r.bits
-	return nil
-}
-
-func (h *hits) put(u use, on bool) {
-	side := &h.is
-	if u.negated() {
-		side = &h.not
-	}
-	side[u.rule()/64] &^= 1 << (u.rule() % 64)
-	if on {
-		side.set(u.rule())
-	}
 }

@@ -38,7 +38,7 @@ func prefixTable(a axis, occurrences []occurrence[netip.Prefix], groups [][]use)
 		}
 		stack = append(stack, current)
 	}
-	t.Bits = r.bits
+	t.Bits = r.bits()
 	return t
 }
 
