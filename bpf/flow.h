@@ -12,13 +12,8 @@
 #include "reject.h"
 #include "types.h"
 
-#define BPF_TCP_ESTABLISHED 1
-#define BPF_TCP_LISTEN 10
-#define BPF_TCP_NEW_SYN_RECV 12
-
 #define SECOND 1000000000ULL
 #define DNS_PORT 53
-#define EEXIST 17
 
 /* Lets other programs on the hook, then the kernel, have the packet. */
 static __always_inline int pass(void)
@@ -235,8 +230,7 @@ static __noinline int proxy(struct __sk_buff *skb, const struct packet *p, struc
 	return drop(REASON_NOT_PROXYABLE);
 }
 
-static __noinline int refuse(struct __sk_buff *skb, const struct packet *p,
-				  const struct flow *flow)
+static __noinline int refuse(struct __sk_buff *skb, const struct packet *p, const struct flow *flow)
 {
 	if (!flow->reject)
 		return drop(REASON_RULE_BLOCK);
@@ -340,8 +334,7 @@ static __always_inline void count_rule(__u32 rule)
 		(*count)++;
 }
 
-static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p,
-					struct flow *flow)
+static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	struct client *client = client_of(skb, p);
 	long err;

@@ -93,13 +93,13 @@ struct {
 
 /* --- policy: one set for each generation --- */
 
-#define PREFIXES(name, key_type)                          \
-	struct {                                          \
-		__uint(type, BPF_MAP_TYPE_LPM_TRIE);      \
-		__uint(max_entries, 1);                   \
-		__uint(map_flags, BPF_F_NO_PREALLOC);     \
-		__type(key, key_type);                    \
-		__type(value, __u32);                     \
+#define PREFIXES(name, key_type)                      \
+	struct {                                      \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);  \
+		__uint(max_entries, 1);               \
+		__uint(map_flags, BPF_F_NO_PREALLOC); \
+		__type(key, key_type);                \
+		__type(value, __u32);                 \
 	} name SEC(".maps")
 
 PREFIXES(destination4, struct prefix4);
@@ -120,12 +120,12 @@ struct {
 	__type(value, __u64);
 } destination_cache SEC(".maps");
 
-#define PORTS(name)                                  \
-	struct {                                     \
-		__uint(type, BPF_MAP_TYPE_ARRAY);    \
-		__uint(max_entries, 1);              \
-		__type(key, __u32);                  \
-		__type(value, struct port_classes);  \
+#define PORTS(name)                                 \
+	struct {                                    \
+		__uint(type, BPF_MAP_TYPE_ARRAY);   \
+		__uint(max_entries, 1);             \
+		__type(key, __u32);                 \
+		__type(value, struct port_classes); \
 	} name SEC(".maps")
 
 PORTS(destination_ports);

@@ -72,6 +72,20 @@ static __always_inline __u32 port_class(void *map, __u8 network, __be16 port)
 	return ports ? ports->class[bpf_ntohs(port)] : CLASS_UNKNOWN;
 }
 
+static __always_inline __u32 destination_port_class(const struct facts *f)
+{
+	if (!uses_destination_port)
+		return CLASS_OTHER;
+	return port_class(&destination_ports, f->network, f->destination_port);
+}
+
+static __always_inline __u32 source_port_class(const struct facts *f)
+{
+	if (!uses_source_port)
+		return CLASS_OTHER;
+	return port_class(&source_ports, f->network, f->source_port);
+}
+
 static __always_inline __u32 mac_class(const __u8 *mac)
 {
 	__u64 key = 0;
@@ -110,21 +124,23 @@ static __always_inline __u32 first_bit(__u64 word)
 }
 
 struct classes {
-	__u32 destination, source, destination_port, source_port, header, mac, interface, name,
-		process;
+	__u32 destination;
+	__u32 source;
+	__u32 destination_port;
+	__u32 source_port;
+	__u32 header;
+	__u32 mac;
+	__u32 interface;
+	__u32 name;
+	__u32 process;
 };
 
 static __always_inline void classify(const struct facts *f, struct classes *c)
 {
 	c->destination = destination_class(&f->destination);
 	c->source = source_class(&f->source);
-	c->destination_port =
-		uses_destination_port ?
-			port_class(&destination_ports, f->network, f->destination_port) :
-			CLASS_OTHER;
-	c->source_port = uses_source_port ?
-				 port_class(&source_ports, f->network, f->source_port) :
-				 CLASS_OTHER;
+	c->destination_port = destination_port_class(f);
+	c->source_port = source_port_class(f);
 	c->header = header_class[(f->dscp & 63) | (f->network & 3) << 6 | (f->ipv6 & 1) << 8];
 	c->mac = mac_class(f->mac);
 	c->interface = interface_class(f->interface);
@@ -151,8 +167,7 @@ static __always_inline int first_rule(struct classes *c)
 
 	for (__u32 i = 0; i < RULE_WORDS && i < rule_words; i++) {
 		__u64 word = header->w[i] & destination->w[i] & source->w[i] & dport->w[i] &
-			     sport->w[i] & mac->w[i] & interface->w[i] & name->w[i] &
-			     process->w[i];
+			     sport->w[i] & mac->w[i] & interface->w[i] & name->w[i] & process->w[i];
 
 		if (word)
 			return i * 64 + first_bit(word);

@@ -18,8 +18,7 @@ static __always_inline void fragment_identify(const struct packet *p, struct fra
 }
 
 /* Records what became of the first fragment: the mark it left with, or that it was dropped. */
-static __noinline void remember_fragment(struct __sk_buff *skb, const struct packet *p,
-					      int result)
+static __noinline void remember_fragment(struct __sk_buff *skb, const struct packet *p, int result)
 {
 	struct fragment_key key = {};
 	struct fragment fragment = { .mark = skb->mark };
