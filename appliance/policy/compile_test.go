@@ -112,7 +112,8 @@ func TestTablesAreMinimal(t *testing.T) {
 		}
 		for _, rows := range [][]Bits{
 			tables.Destination.Bits, tables.Source.Bits, tables.DestinationPort.Bits, tables.SourcePort.Bits, tables.Header.Bits,
-			tables.MAC.Bits, tables.Interface.Bits, tables.Process.Bits, {tables.Name.Unknown, tables.Name.Other},
+			tables.MAC.Bits, tables.Interface.Bits, tables.Process.Bits,
+			{tables.Name.Unknown, tables.Name.Other},
 		} {
 			seen := map[Bits]int{}
 			for i, row := range rows {

@@ -125,124 +125,231 @@ var settledSemantics = []struct {
 	rules    string
 	asks     asks
 }{
-	{"the first match wins", `
+	{
+		"the first match wins", `
 			port=443 -> hk
 			network=tcp -> us`,
-		asks{{"port=443", 0}, {"port=80", 1}, {"network=udp port=80", -1}}},
-	{"a rule without conditions matches everything", `
+		asks{{"port=443", 0}, {"port=80", 1}, {"network=udp port=80", -1}},
+	},
+	{
+		"a rule without conditions matches everything", `
 			port=1 -> hk
 			-> us`,
-		asks{{"", 1}, {"network=other ip= from= mac= interface=", 1}}},
-	{"values in a field are alternatives", `port=80,443,1000-2000 -> hk`,
-		asks{{"port=80", 0}, {"port=443", 0}, {"port=999", -1}, {"port=1000", 0}, {"port=1500", 0}, {"port=2000", 0}, {"port=2001", -1}}},
-	{"different dimensions must all match", `network=udp port=443 -> block`,
-		asks{{"network=udp port=443", 0}, {"network=tcp port=443", -1}, {"network=udp port=80", -1}}},
+		asks{{"", 1}, {"network=other ip= from= mac= interface=", 1}},
+	},
+	{
+		"values in a field are alternatives", `port=80,443,1000-2000 -> hk`,
+		asks{{"port=80", 0}, {"port=443", 0}, {"port=999", -1}, {"port=1000", 0}, {"port=1500", 0}, {"port=2000", 0}, {"port=2001", -1}},
+	},
+	{
+		"different dimensions must all match", `network=udp port=443 -> block`,
+		asks{{"network=udp port=443", 0}, {"network=tcp port=443", -1}, {"network=udp port=80", -1}},
+	},
 
-	{"domain is the whole name", `domain=www.example.com -> hk`,
-		asks{{"names=www.example.com", 0}, {"names=example.com", -1}, {"names=a.www.example.com", -1}, {"names=www.example.com.cn", -1}}},
-	{"names are compared in lower case, a trailing dot is ignored", `
+	{
+		"domain is the whole name", `domain=www.example.com -> hk`,
+		asks{{"names=www.example.com", 0}, {"names=example.com", -1}, {"names=a.www.example.com", -1}, {"names=www.example.com.cn", -1}},
+	},
+	{
+		"names are compared in lower case, a trailing dot is ignored", `
 			domain=WWW.Example.COM. -> hk
 			domain_suffix=Example.ORG. -> us
 			domain_keyword=TRACK -> us
 			domain_regex=^ADS -> us`,
-		asks{{"names=www.EXAMPLE.com.", 0}, {"names=www.example.com", 0}, {"names=A.EXAMPLE.ORG.", 1}, {"names=a.track.net", 2}, {"names=Ads.net", 3}}},
-	{"domain_suffix is the name and its subdomains", `domain_suffix=example.com -> hk`,
-		asks{{"names=example.com", 0}, {"names=a.b.example.com", 0}, {"names=badexample.com", -1}, {"names=com", -1}, {"names=example.com.cn", -1}}},
-	{"domain_suffix with a leading dot is only the subdomains", `domain_suffix=.example.com -> hk`,
-		asks{{"names=example.com", -1}, {"names=www.example.com", 0}, {"names=a.b.example.com", 0}}},
-	{"domain_keyword is anywhere in the name", `domain_keyword=track,-ad. -> hk`,
-		asks{{"names=tracker.net", 0}, {"names=my-ad.net", 0}, {"names=www.net", -1}}},
-	{"domain_regex is found in the name", `domain_regex=^ads?[0-9]+\.,\.cn$ -> hk`,
-		asks{{"names=ads7.net", 0}, {"names=ad1.net", 0}, {"names=www.ads7.net", -1}, {"names=a.cn", 0}, {"names=a.cn.net", -1}}},
-	{"geosite is every pattern of the category", `geosite=CN -> hk`,
-		asks{{"names=www.example.cn", 0}, {"names=a.baidu.example", 0}, {"names=m.taobao.net", 0}, {"names=example.cn", -1}}},
-	{"an empty list matches nothing, and its negation every known name", `
+		asks{{"names=www.EXAMPLE.com.", 0}, {"names=www.example.com", 0}, {"names=A.EXAMPLE.ORG.", 1}, {"names=a.track.net", 2}, {"names=Ads.net", 3}},
+	},
+	{
+		"domain_suffix is the name and its subdomains", `domain_suffix=example.com -> hk`,
+		asks{{"names=example.com", 0}, {"names=a.b.example.com", 0}, {"names=badexample.com", -1}, {"names=com", -1}, {"names=example.com.cn", -1}},
+	},
+	{
+		"domain_suffix with a leading dot is only the subdomains", `domain_suffix=.example.com -> hk`,
+		asks{{"names=example.com", -1}, {"names=www.example.com", 0}, {"names=a.b.example.com", 0}},
+	},
+	{
+		"domain_keyword is anywhere in the name", `domain_keyword=track,-ad. -> hk`,
+		asks{{"names=tracker.net", 0}, {"names=my-ad.net", 0}, {"names=www.net", -1}},
+	},
+	{
+		"domain_regex is found in the name", `domain_regex=^ads?[0-9]+\.,\.cn$ -> hk`,
+		asks{{"names=ads7.net", 0}, {"names=ad1.net", 0}, {"names=www.ads7.net", -1}, {"names=a.cn", 0}, {"names=a.cn.net", -1}},
+	},
+	{
+		"geosite is every pattern of the category", `geosite=CN -> hk`,
+		asks{{"names=www.example.cn", 0}, {"names=a.baidu.example", 0}, {"names=m.taobao.net", 0}, {"names=example.cn", -1}},
+	},
+	{
+		"an empty list matches nothing, and its negation every known name", `
 			geosite=empty -> hk
 			!geosite=empty -> us`,
-		asks{{"names=a.net", 1}, {"", -1}}},
-	{"the five name fields are one dimension", `domain=a.net domain_suffix=b.net domain_keyword=track domain_regex=^x\. geosite=cn -> hk`,
-		asks{{"names=a.net", 0}, {"names=b.net", 0}, {"names=track.me", 0}, {"names=x.net", 0}, {"names=baidu.example", 0}, {"names=c.net", -1}}},
+		asks{{"names=a.net", 1}, {"", -1}},
+	},
+	{
+		"the five name fields are one dimension", `domain=a.net domain_suffix=b.net domain_keyword=track domain_regex=^x\. geosite=cn -> hk`,
+		asks{{"names=a.net", 0}, {"names=b.net", 0}, {"names=track.me", 0}, {"names=x.net", 0}, {"names=baidu.example", 0}, {"names=c.net", -1}},
+	},
 
-	{"ip_cidr is the destination", `ip_cidr=192.0.2.0/24,2001:db8::/32,198.51.100.7 -> hk`,
-		asks{{"ip=192.0.2.0", 0}, {"ip=192.0.2.255", 0}, {"ip=192.0.1.255", -1}, {"ip=192.0.3.0", -1}, {"ip=198.51.100.7", 0},
-			{"ip=198.51.100.8", -1}, {"from=fd00::3 ip=2001:db8::1", 0}, {"from=fd00::3 ip=2001:db9::", -1}}},
-	{"geoip is every prefix of the code", `geoip=cn -> hk`,
-		asks{{"ip=198.51.100.1", 0}, {"from=fd00::3 ip=2001:db8:c::1", 0}, {"ip=198.51.101.1", -1}}},
-	{"ip_is_private is every destination that is not public", `ip_is_private=true -> block`,
-		asks{{"ip=10.1.2.3", 0}, {"ip=192.168.0.9", 0}, {"ip=172.31.255.255", 0}, {"ip=172.32.0.0", -1}, {"ip=127.0.0.1", 0},
-			{"ip=169.254.1.1", 0}, {"ip=224.0.0.251", 0}, {"from=fd00::3 ip=fd00::9", 0}, {"from=fd00::3 ip=fe80::1", 0}, {"from=fd00::3 ip=2001:db8::1", -1}, {"ip=8.8.8.8", -1}}},
-	{"ip_cidr, geoip and ip_is_private are one dimension", `ip_cidr=192.0.2.0/24 geoip=cn ip_is_private=true -> hk`,
-		asks{{"ip=192.0.2.1", 0}, {"ip=198.51.100.1", 0}, {"ip=10.0.0.1", 0}, {"ip=8.8.8.8", -1}}},
-	{"a name and an address are two dimensions", `domain=a.net ip_cidr=192.0.2.0/24 -> hk`,
-		asks{{"names=a.net ip=192.0.2.1", 0}, {"names=a.net", -1}, {"ip=192.0.2.1", -1}}},
-	{"an IPv4-mapped IPv6 address is the IPv4 address", `
+	{
+		"ip_cidr is the destination", `ip_cidr=192.0.2.0/24,2001:db8::/32,198.51.100.7 -> hk`,
+		asks{
+			{"ip=192.0.2.0", 0},
+			{"ip=192.0.2.255", 0},
+			{"ip=192.0.1.255", -1},
+			{"ip=192.0.3.0", -1},
+			{"ip=198.51.100.7", 0},
+			{"ip=198.51.100.8", -1},
+			{"from=fd00::3 ip=2001:db8::1", 0},
+			{"from=fd00::3 ip=2001:db9::", -1},
+		},
+	},
+	{
+		"geoip is every prefix of the code", `geoip=cn -> hk`,
+		asks{{"ip=198.51.100.1", 0}, {"from=fd00::3 ip=2001:db8:c::1", 0}, {"ip=198.51.101.1", -1}},
+	},
+	{
+		"ip_is_private is every destination that is not public", `ip_is_private=true -> block`,
+		asks{
+			{"ip=10.1.2.3", 0},
+			{"ip=192.168.0.9", 0},
+			{"ip=172.31.255.255", 0},
+			{"ip=172.32.0.0", -1},
+			{"ip=127.0.0.1", 0},
+			{"ip=169.254.1.1", 0},
+			{"ip=224.0.0.251", 0},
+			{"from=fd00::3 ip=fd00::9", 0},
+			{"from=fd00::3 ip=fe80::1", 0},
+			{"from=fd00::3 ip=2001:db8::1", -1},
+			{"ip=8.8.8.8", -1},
+		},
+	},
+	{
+		"ip_cidr, geoip and ip_is_private are one dimension", `ip_cidr=192.0.2.0/24 geoip=cn ip_is_private=true -> hk`,
+		asks{{"ip=192.0.2.1", 0}, {"ip=198.51.100.1", 0}, {"ip=10.0.0.1", 0}, {"ip=8.8.8.8", -1}},
+	},
+	{
+		"a name and an address are two dimensions", `domain=a.net ip_cidr=192.0.2.0/24 -> hk`,
+		asks{{"names=a.net ip=192.0.2.1", 0}, {"names=a.net", -1}, {"ip=192.0.2.1", -1}},
+	},
+	{
+		"an IPv4-mapped IPv6 address is the IPv4 address", `
 			ip_cidr=192.0.2.0/24 ip_version=4 -> hk
 			ip_cidr=::ffff:198.51.100.0/120 -> us`,
-		asks{{"ip=::ffff:192.0.2.1 from=::ffff:192.168.0.3", 0}, {"ip=198.51.100.9", 1}, {"ip=::ffff:198.51.100.9", 1}}},
-	{"0.0.0.0/0 is all of IPv4 and nothing of IPv6", `ip_cidr=0.0.0.0/0 -> hk`,
-		asks{{"ip=0.0.0.0", 0}, {"ip=255.255.255.255", 0}, {"from=fd00::3 ip=::", -1}, {"from=fd00::3 ip=2001:db8::1", -1}}},
-	{"::/0 is all of IPv6 and nothing of IPv4", `source_ip_cidr=::/0 -> hk`,
-		asks{{"from=::1 ip=::1", 0}, {"from=192.168.0.3", -1}}},
-	{"a prefix inherits what the prefixes around it say", `
+		asks{{"ip=::ffff:192.0.2.1 from=::ffff:192.168.0.3", 0}, {"ip=198.51.100.9", 1}, {"ip=::ffff:198.51.100.9", 1}},
+	},
+	{
+		"0.0.0.0/0 is all of IPv4 and nothing of IPv6", `ip_cidr=0.0.0.0/0 -> hk`,
+		asks{{"ip=0.0.0.0", 0}, {"ip=255.255.255.255", 0}, {"from=fd00::3 ip=::", -1}, {"from=fd00::3 ip=2001:db8::1", -1}},
+	},
+	{
+		"::/0 is all of IPv6 and nothing of IPv4", `source_ip_cidr=::/0 -> hk`,
+		asks{{"from=::1 ip=::1", 0}, {"from=192.168.0.3", -1}},
+	},
+	{
+		"a prefix inherits what the prefixes around it say", `
 			ip_cidr=10.0.0.0/8 port=80 -> hk
 			ip_cidr=10.1.0.0/16 port=443 -> us
 			ip_cidr=10.1.1.0/24 port=22 -> block
 			!ip_cidr=10.1.1.0/24 network=udp -> us`,
-		asks{{"ip=10.1.1.1 port=80", 0}, {"ip=10.1.1.1 port=443", 1}, {"ip=10.1.1.1 port=22", 2}, {"ip=10.1.2.1 port=22", -1},
-			{"ip=10.2.0.1 port=443", -1}, {"ip=10.1.1.1 port=1 network=udp", -1}, {"ip=10.1.2.1 port=1 network=udp", 3}}},
-	{"source_ip_cidr is the client", `source_ip_cidr=192.168.0.0/28,192.168.0.32 -> hk`,
-		asks{{"from=192.168.0.32", 0}, {"from=192.168.0.33", -1}, {"from=192.168.0.15", 0}, {"from=192.168.0.16", -1}, {"from=192.168.1.3 ip=192.168.0.3", -1}}},
+		asks{
+			{"ip=10.1.1.1 port=80", 0},
+			{"ip=10.1.1.1 port=443", 1},
+			{"ip=10.1.1.1 port=22", 2},
+			{"ip=10.1.2.1 port=22", -1},
+			{"ip=10.2.0.1 port=443", -1},
+			{"ip=10.1.1.1 port=1 network=udp", -1},
+			{"ip=10.1.2.1 port=1 network=udp", 3},
+		},
+	},
+	{
+		"source_ip_cidr is the client", `source_ip_cidr=192.168.0.0/28,192.168.0.32 -> hk`,
+		asks{{"from=192.168.0.32", 0}, {"from=192.168.0.33", -1}, {"from=192.168.0.15", 0}, {"from=192.168.0.16", -1}, {"from=192.168.1.3 ip=192.168.0.3", -1}},
+	},
 
-	{"source_port is the client's port", `source_port=123 -> hk`,
-		asks{{"source_port=122", -1}, {"source_port=123", 0}, {"source_port=124", -1}, {"port=123", -1}}},
-	{"ports reach from 1 to 65535", `
+	{
+		"source_port is the client's port", `source_port=123 -> hk`,
+		asks{{"source_port=122", -1}, {"source_port=123", 0}, {"source_port=124", -1}, {"port=123", -1}},
+	},
+	{
+		"ports reach from 1 to 65535", `
 			port=1 -> hk
 			port=65535 -> us
 			port=1-65535 -> block`,
-		asks{{"port=1", 0}, {"port=65535", 1}, {"port=2", 2}, {"port=65534", 2}}},
-	{"a protocol without ports satisfies neither port nor not: port", `
+		asks{{"port=1", 0}, {"port=65535", 1}, {"port=2", 2}, {"port=65534", 2}},
+	},
+	{
+		"a protocol without ports satisfies neither port nor not: port", `
 			port=1-65535 -> hk
 			!port=443 -> us
 			!source_port=443 -> us`,
-		asks{{"network=other port=0 source_port=0", -1}, {"network=other port=443", -1}, {"port=80", 0}}},
-	{"a protocol that is neither TCP nor UDP satisfies not: network", `!network=tcp,udp -> block`,
-		asks{{"network=other", 0}, {"network=tcp", -1}, {"network=udp", -1}}},
-	{"ip_version", `ip_version=6 -> hk`,
-		asks{{"ip=2001:db8::1 from=fd00::3", 0}, {"ip=192.0.2.1", -1}}},
-	{"dscp", `dscp=46,0 -> hk`,
-		asks{{"dscp=46", 0}, {"dscp=0", 0}, {"dscp=14", -1}, {"dscp=45", -1}, {"dscp=47", -1}}},
-	{"source_mac_address", `source_mac_address=02:00:00:00:00:10,02-AA-BB-CC-DD-EE -> block`,
-		asks{{"mac=02:00:00:00:00:10", 0}, {"mac=02:aa:bb:cc:dd:ee", 0}, {"mac=02:00:00:00:00:11", -1}}},
-	{"inbound_interface", `inbound_interface=eth0 -> hk`,
-		asks{{"interface=eth0", 0}, {"interface=eth01", -1}, {"interface=eth", -1}}},
-	{"process_name", `process_name=curl -> hk`,
-		asks{{"process=curl", 0}, {"process=Curl", -1}, {"process=curl2", -1}}},
+		asks{{"network=other port=0 source_port=0", -1}, {"network=other port=443", -1}, {"port=80", 0}},
+	},
+	{
+		"a protocol that is neither TCP nor UDP satisfies not: network", `!network=tcp,udp -> block`,
+		asks{{"network=other", 0}, {"network=tcp", -1}, {"network=udp", -1}},
+	},
+	{
+		"ip_version", `ip_version=6 -> hk`,
+		asks{{"ip=2001:db8::1 from=fd00::3", 0}, {"ip=192.0.2.1", -1}},
+	},
+	{
+		"dscp", `dscp=46,0 -> hk`,
+		asks{{"dscp=46", 0}, {"dscp=0", 0}, {"dscp=14", -1}, {"dscp=45", -1}, {"dscp=47", -1}},
+	},
+	{
+		"source_mac_address", `source_mac_address=02:00:00:00:00:10,02-AA-BB-CC-DD-EE -> block`,
+		asks{{"mac=02:00:00:00:00:10", 0}, {"mac=02:aa:bb:cc:dd:ee", 0}, {"mac=02:00:00:00:00:11", -1}},
+	},
+	{
+		"inbound_interface", `inbound_interface=eth0 -> hk`,
+		asks{{"interface=eth0", 0}, {"interface=eth01", -1}, {"interface=eth", -1}},
+	},
+	{
+		"process_name", `process_name=curl -> hk`,
+		asks{{"process=curl", 0}, {"process=Curl", -1}, {"process=curl2", -1}},
+	},
 
-	{"not: the rule matches only if none of these does", `!port=80,443 !network=udp -> hk`,
-		asks{{"port=22", 0}, {"port=80", -1}, {"port=443", -1}, {"port=22 network=udp", -1}}},
-	{"not excludes from what the same dimension includes", `ip_cidr=10.0.0.0/8 !ip_cidr=10.1.0.0/16 -> hk`,
-		asks{{"ip=10.0.0.1", 0}, {"ip=10.1.0.1", -1}, {"ip=10.2.0.1", 0}, {"ip=8.8.8.8", -1}}},
-	{"an unknown name satisfies neither domain nor not: domain", `
+	{
+		"not: the rule matches only if none of these does", `!port=80,443 !network=udp -> hk`,
+		asks{{"port=22", 0}, {"port=80", -1}, {"port=443", -1}, {"port=22 network=udp", -1}},
+	},
+	{
+		"not excludes from what the same dimension includes", `ip_cidr=10.0.0.0/8 !ip_cidr=10.1.0.0/16 -> hk`,
+		asks{{"ip=10.0.0.1", 0}, {"ip=10.1.0.1", -1}, {"ip=10.2.0.1", 0}, {"ip=8.8.8.8", -1}},
+	},
+	{
+		"an unknown name satisfies neither domain nor not: domain", `
 			domain_regex=. -> hk
 			!domain=a.net -> us`,
-		asks{{"", -1}, {"names=b.net", 0}}},
-	{"not: domain holds for every other name", `!domain_suffix=a.net -> us`,
-		asks{{"names=b.net", 0}, {"names=x.a.net", -1}, {"", -1}}},
-	{"the root is no name", `!domain=a.net -> us`,
-		asks{{"names=.", -1}}},
-	{"an unknown MAC satisfies neither field nor negation", `
+		asks{{"", -1}, {"names=b.net", 0}},
+	},
+	{
+		"not: domain holds for every other name", `!domain_suffix=a.net -> us`,
+		asks{{"names=b.net", 0}, {"names=x.a.net", -1}, {"", -1}},
+	},
+	{
+		"the root is no name", `!domain=a.net -> us`,
+		asks{{"names=.", -1}},
+	},
+	{
+		"an unknown MAC satisfies neither field nor negation", `
 			source_mac_address=02:00:00:00:00:10 -> hk
 			!source_mac_address=02:00:00:00:00:10 -> us`,
-		asks{{"mac=", -1}, {"mac=02:00:00:00:00:11", 1}}},
-	{"an unknown interface satisfies neither field nor negation", `
+		asks{{"mac=", -1}, {"mac=02:00:00:00:00:11", 1}},
+	},
+	{
+		"an unknown interface satisfies neither field nor negation", `
 			inbound_interface=eth0 -> hk
 			!inbound_interface=eth0 -> us`,
-		asks{{"interface=", -1}, {"interface=eth1", 1}}},
-	{"a client's flow has no process and satisfies neither field nor negation", `
+		asks{{"interface=", -1}, {"interface=eth1", 1}},
+	},
+	{
+		"a client's flow has no process and satisfies neither field nor negation", `
 			process_name=curl -> hk
 			!process_name=curl -> us`,
-		asks{{"", -1}, {"process=sshd", 1}}},
-	{"an unknown address satisfies neither field nor negation", `
+		asks{{"", -1}, {"process=sshd", 1}},
+	},
+	{
+		"an unknown address satisfies neither field nor negation", `
 			ip_cidr=0.0.0.0/0,::/0 -> hk
 			!ip_cidr=10.0.0.0/8 -> hk
 			source_ip_cidr=0.0.0.0/0,::/0 -> hk
@@ -250,15 +357,20 @@ var settledSemantics = []struct {
 			ip_version=4,6 -> hk
 			!ip_version=4 -> hk
 			port=443 -> us`,
-		asks{{"ip= from=", 6}}},
-	{"the lowest rule of the names' decisions is the answer", `
+		asks{{"ip= from=", 6}},
+	},
+	{
+		"the lowest rule of the names' decisions is the answer", `
 			domain=b.net -> hk
 			domain=a.net -> hk`,
-		asks{{"names=a.net,b.net", 0}, {"names=a.net", 1}, {"names=a.net,c.net", 1}, {"names=c.net,a.net", 1}}},
-	{"each name is decided alone", `
+		asks{{"names=a.net,b.net", 0}, {"names=a.net", 1}, {"names=a.net,c.net", 1}, {"names=c.net,a.net", 1}},
+	},
+	{
+		"each name is decided alone", `
 			domain_suffix=net !domain=a.net -> hk
 			-> us`,
-		asks{{"names=a.net", 1}, {"names=a.net,b.net", 0}}},
+		asks{{"names=a.net", 1}, {"names=a.net,b.net", 0}},
+	},
 }
 
 type asks []struct {
