@@ -46,9 +46,9 @@ func (d *descriptors) take(n int64) bool {
 
 func (d *descriptors) give(n int64) { d.used.Add(-n) }
 
-// What things cost of the budget: a relayed connection has two sockets and may hold two pipes.
+// What things cost of the budget.
 const (
-	connectionDescriptors = 6
+	connectionDescriptors = 4 // two sockets, and a pipe for a direction that is held up
 	sessionDescriptors    = 2 // a UDP socket, and the control connection of SOCKS5
 	flowDescriptors       = 1
 )
@@ -78,10 +78,11 @@ func raiseDescriptors() int64 {
 	return max(usable-reservedDescriptors, usable/2)
 }
 
-// fit lowers the limits so that one client cannot use up more than half of the descriptors.
+// fit lowers the limits so that one client cannot use up the descriptors: half of them go to TCP, and
+// an eighth each to UDP sessions and flows.
 func (l *Limits) fit(descriptors int64) {
-	quarter := int(descriptors / 4)
-	l.Connections = min(l.Connections, quarter/connectionDescriptors)
-	l.Sessions = min(l.Sessions, quarter/2/sessionDescriptors)
-	l.Flows = min(l.Flows, quarter/2/flowDescriptors)
+	eighth := int(descriptors / 8)
+	l.Connections = min(l.Connections, 4*eighth/connectionDescriptors)
+	l.Sessions = min(l.Sessions, eighth/sessionDescriptors)
+	l.Flows = min(l.Flows, eighth/flowDescriptors)
 }

@@ -133,13 +133,15 @@ func (x *session) fail(err error) {
 	if errors.Is(err, outbound.ErrNoUDP) {
 		x.reason = NoUDP
 	}
-	server.refuse(x.reason, len(x.queue))
+	refused := len(x.queue)
+	for f := x.flows.oldest(); f != nil; f = x.flows.oldest() {
+		refused += x.shard.in.receive(f.socket.fd) // what would go uncounted with the socket
+		f.end()
+	}
+	server.refuse(x.reason, refused)
 	x.queue = nil
 	if x.shard.udp.ctx.Err() == nil {
 		x.traffic.failed(server.log, fmt.Errorf("opening a udp session: %w", err))
-	}
-	for f := x.flows.oldest(); f != nil; f = x.flows.oldest() {
-		f.end()
 	}
 }
 
