@@ -1,0 +1,176 @@
+// Package admin is how people and programs look into a running gateway: a JSON API on a unix socket, which
+// only the socket's group may open, and figures for Prometheus on a loopback port, which are read-only.
+//
+// The types here are the API. The gateway fills them; this package knows nothing of how.
+package admin
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"sidegate/appliance/policy"
+)
+
+// DefaultSocket is where the API is, unless told otherwise.
+const DefaultSocket = "/run/sidegate/admin.sock"
+
+// Gateway is what the API shows and changes. Its methods are called concurrently.
+type Gateway interface {
+	Status(ctx context.Context) (Status, error)
+	// Flows is the flow table, in no order.
+	Flows(ctx context.Context) ([]Flow, error)
+	// Rules is the policy in force, in order, the default last.
+	Rules(ctx context.Context) ([]Rule, error)
+	// FlowCounts are figures that never fall while the gateway lives.
+	FlowCounts(ctx context.Context) ([]FlowCount, error)
+	// Explain decides a flow with these facts, written as in `sidegate explain` (source_ip, ip, port, …).
+	// What is wrong with the facts is a BadRequest.
+	Explain(ctx context.Context, facts map[string][]string) (LiveExplanation, error)
+	// Reload reads the configuration again. A failure changes nothing.
+	Reload(ctx context.Context) (Reload, error)
+}
+
+// Status is what the gateway is and how it fares. Counters begin with the daemon, except Drops, which
+// survive its restart.
+type Status struct {
+	Version      string            `json:"version"`
+	PID          int               `json:"pid"`
+	Started      time.Time         `json:"started"`
+	Config       Config            `json:"config"`
+	Generation   uint32            `json:"generation"` // number of the policy in force
+	Interfaces   []Interface       `json:"interfaces"`
+	OwnAddresses []netip.Addr      `json:"own_addresses"`
+	LastReload   Reload            `json:"last_reload"`
+	Problems     []string          `json:"problems"` // what keeps the gateway from doing its work; each with the fix
+	Drops        map[string]uint64 `json:"drops"`    // packets dropped or refused, by reason
+	Tables       map[string]Table  `json:"tables"`
+	Proxy        Proxy             `json:"proxy"`
+}
+
+// Config is the configuration in force.
+type Config struct {
+	File          string `json:"file"`             // empty: the built-in default
+	Digest        string `json:"digest,omitempty"` // SHA-256 of the file, in hexadecimal
+	Rules         int    `json:"rules"`            // without the implicit ones
+	ImplicitRules int    `json:"implicit_rules"`
+	Default       string `json:"default"`
+	OnFailure     string `json:"on_failure"` // block or direct
+}
+
+// Interface is a LAN interface of the configuration.
+type Interface struct {
+	Name     string `json:"name"`
+	Index    int    `json:"index"`    // 0: there is no such interface at present
+	Attached bool   `json:"attached"` // packets meet the policy
+}
+
+// Table is how full a table of the datapath is.
+type Table struct {
+	Entries uint32 `json:"entries"`
+	Max     uint32 `json:"max"`
+}
+
+// Proxy is what the transparent proxy does. Refused is by reason: TCP connections and UDP datagrams.
+type Proxy struct {
+	Connections int                `json:"connections"` // TCP, alive
+	Sessions    int                `json:"sessions"`    // UDP mappings, alive
+	Flows       int                `json:"flows"`       // UDP pairs of endpoints, alive
+	Outbounds   map[string]Traffic `json:"outbounds"`
+	Refused     map[string]uint64  `json:"refused"`
+}
+
+// Traffic is what went through one outbound. Up is from the client.
+type Traffic struct {
+	Connections uint64 `json:"connections"` // opened
+	Sessions    uint64 `json:"sessions"`
+	Failures    uint64 `json:"failures"`
+	BytesUp     uint64 `json:"bytes_up"`
+	BytesDown   uint64 `json:"bytes_down"`
+	PacketsUp   uint64 `json:"packets_up"` // UDP
+	PacketsDown uint64 `json:"packets_down"`
+}
+
+// Flow is one entry of the flow table.
+type Flow struct {
+	Network     string         `json:"network"` // tcp, udp, icmp, or the IP protocol's number
+	Source      netip.AddrPort `json:"source"`
+	Destination netip.AddrPort `json:"destination"`
+	Verdict     string         `json:"verdict"`
+	Outbound    string         `json:"outbound,omitempty"`
+	Rule        string         `json:"rule"` // its name, #N for the Nth of the file if it has none, or default
+	Generation  uint32         `json:"generation"`
+	State       string         `json:"state"`
+	Packets     uint64         `json:"packets"` // from the client, as the hook sees them: after receive offload
+	Bytes       uint64         `json:"bytes"`
+	Age         float64        `json:"age_seconds"`
+	Idle        float64        `json:"idle_seconds"`
+	ClientMAC   string         `json:"client_mac,omitempty"`
+	Interface   string         `json:"interface"`
+}
+
+// Rule is one rule of the policy in force and how many flows it decided since that policy came into force.
+type Rule struct {
+	Index    int    `json:"index"`              // in the file, from 0; -1: the default, or an implicit rule
+	Implicit bool   `json:"implicit,omitempty"` // not in the file: it keeps an upstream proxy from being proxied
+	Name     string `json:"name"`               // #N for the Nth of the file if it has none
+	Matches  string `json:"matches"`
+	Verdict  string `json:"verdict"`
+	Outbound string `json:"outbound"`
+	Flows    uint64 `json:"flows"`
+}
+
+// FlowCount is how many flows were decided by rules of this name and with this outcome.
+type FlowCount struct {
+	Rule, Verdict, Outbound string
+	Flows                   uint64
+}
+
+// Answer is a decision on a flow.
+type Answer struct {
+	Verdict  policy.Verdict `json:"verdict"`
+	Outbound string         `json:"outbound"`
+	Rule     *string        `json:"rule"`  // null: the default
+	Index    int            `json:"index"` // as Rule.Index
+	Implicit bool           `json:"implicit,omitempty"`
+}
+
+// Same reports whether two answers are one.
+func (a Answer) Same(b Answer) bool {
+	return a.Verdict == b.Verdict && a.Outbound == b.Outbound && a.Index == b.Index && a.Implicit == b.Implicit &&
+		(a.Rule == nil) == (b.Rule == nil) && (a.Rule == nil || *a.Rule == *b.Rule)
+}
+
+// Explanation is an answer with its reasons.
+type Explanation struct {
+	Answer
+	Ambiguous bool      `json:"ambiguous,omitempty"` // the flow's names lead to different outcomes
+	Skipped   []Skipped `json:"skipped"`             // every earlier rule, in order
+}
+
+// Skipped is a rule that did not match, and its first field that failed.
+type Skipped struct {
+	Rule     string `json:"rule"`
+	Index    int    `json:"index"`
+	Implicit bool   `json:"implicit,omitempty"`
+	Field    string `json:"field"`
+	Reason   string `json:"reason"`
+}
+
+// LiveExplanation is what the policy in force says on a flow, and what the kernel does. They are the same,
+// or the gateway is broken.
+type LiveExplanation struct {
+	Config     Config      `json:"config"`
+	Generation uint32      `json:"generation"`
+	Policy     Explanation `json:"policy"`
+	Kernel     *Answer     `json:"kernel"` // null: the flow has no address, as no packet does
+}
+
+// Reload is the outcome of reading the configuration again, or for the first time.
+type Reload struct {
+	Time       time.Time `json:"time"`
+	OK         bool      `json:"ok"`
+	Error      string    `json:"error,omitempty"` // one line for each thing that is wrong
+	Generation uint32    `json:"generation"`
+	Warnings   []string  `json:"warnings,omitempty"`
+}

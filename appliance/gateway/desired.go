@@ -1,0 +1,76 @@
+package gateway
+
+import (
+	"fmt"
+	"slices"
+
+	"sidegate/appliance/config"
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/netstate"
+)
+
+// lan is a LAN interface of the configuration as it is at present.
+type lan struct {
+	name     string // as configured: a name, or auto
+	device   string // the link's name; empty: there is none
+	index    int    // 0: there is none
+	ethernet bool
+	problem  error // what to tell the owner
+}
+
+// lanInterfaces finds the configured interfaces. One that is missing is a problem, not an error: it may
+// come later, as a bridge, a USB adapter or the default route of a slow DHCP server does.
+func lanInterfaces(configured []string, s *netstate.Snapshot) []lan {
+	var all []lan
+	for _, name := range configured {
+		l := lan{name: name}
+		link, ok := s.LinkByName(name)
+		if name == config.Auto {
+			link, ok = s.DefaultLink()
+		}
+		switch {
+		case !ok && name == config.Auto:
+			l.problem = fmt.Errorf("there is no default route, and so no LAN interface: add one, or name the interface (interfaces: {lan: [eth0]})")
+		case !ok:
+			l.problem = fmt.Errorf("there is no interface %s: nothing is decided for its clients until it appears", name)
+		default:
+			l.device, l.index, l.ethernet = link.Name, link.Index, link.Ethernet
+			l.problem = linkProblem(link, s)
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+func linkProblem(link netstate.Link, s *netstate.Snapshot) error {
+	if master, ok := s.Link(link.MasterIndex); ok {
+		return fmt.Errorf("%s is a port of %s, where its clients' packets are delivered: name %s as the LAN interface", link.Name, master.Name, master.Name)
+	}
+	if !link.Up {
+		return fmt.Errorf("%s is down: ip link set %s up, or connect it", link.Name, link.Name)
+	}
+	return nil
+}
+
+func containsLAN(all []lan, name string) bool {
+	return slices.ContainsFunc(all, func(l lan) bool { return l.name == name })
+}
+
+// desire is the whole state that the datapath should have, apart from the sockets.
+func desire(c *config.Config, p *combined, lans []lan, s *netstate.Snapshot) datapath.Desired {
+	d := datapath.Desired{
+		Policy:       p.policy,
+		OnFailure:    c.OnFailure,
+		OwnAddresses: s.OwnAddresses(),
+		ClientFlows:  c.PerClient.Flows,
+	}
+	for _, l := range lans {
+		if l.index != 0 {
+			d.Interfaces = append(d.Interfaces, datapath.Interface{Name: l.device, Index: l.index, Ethernet: l.ethernet})
+		}
+	}
+	for _, p := range c.Published {
+		d.Published = append(d.Published, datapath.Service{Address: p.Address, Port: p.Port, Network: p.Network})
+	}
+	return d
+}

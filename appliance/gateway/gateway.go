@@ -1,0 +1,306 @@
+// Package gateway is the composition root: it makes the running gateway out of the other packages, keeps
+// the kernel's state equal to what the configuration and the network ask for, and replaces the policy while
+// traffic flows.
+//
+// The order of start is configuration, outbounds, proxy (listening), datapath, policy in force, proxy
+// (serving); the order of stop is the reverse. Thus the programs never name an outbound or a socket that is
+// not there, and no proxied packet is forwarded because the programs went first.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/admin"
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/netstate"
+	"sidegate/appliance/proxy"
+)
+
+// Options are what the command line says. Log is required.
+type Options struct {
+	ConfigFile string              // empty: the built-in default
+	StateDir   string              // of the datapath's pins; empty: DefaultStateDir
+	Socket     admin.SocketOptions // an empty path is admin.DefaultSocket
+	Version    string
+	Log        *slog.Logger
+	// Signals steer the gateway: SIGHUP reads the configuration again, SIGTERM and SIGINT stop it and remove
+	// everything, SIGUSR2 stops it and leaves the kernel's state, for a successor to take over.
+	Signals <-chan os.Signal
+	// Ready is called once, when the policy is in force and everything serves. May be nil.
+	Ready func()
+}
+
+// Where the datapath's pins are if there is no better place.
+const (
+	systemBPF   = "/sys/fs/bpf"
+	fallbackBPF = "/run/sidegate/bpf"
+)
+
+// DefaultStateDir is in the system's BPF file system if it is mounted, and else one that the datapath mounts.
+func DefaultStateDir() string {
+	var fs unix.Statfs_t
+	if unix.Statfs(systemBPF, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC {
+		return filepath.Join(systemBPF, "sidegate")
+	}
+	return fallbackBPF
+}
+
+type gateway struct {
+	options Options
+	log     *slog.Logger
+	notify  notifier
+	started time.Time
+
+	outbounds outbounds
+	names     *names
+	proxy     *proxy.Server
+	relay     proxy.Options // what the proxy was started with
+	datapath  *datapath.Datapath
+	watcher   *netstate.Watcher
+	admin     *admin.Server
+	metrics   *admin.Metrics
+
+	reloads chan chan<- admin.Reload
+	renamed chan struct{} // names have been looked up again
+
+	mu      sync.Mutex
+	force   inForce
+	trouble map[string]string // what is wrong at present, by what it concerns
+}
+
+// inForce is what the kernel was last made equal to.
+type inForce struct {
+	plan       *Plan
+	policy     *combined
+	desired    datapath.Desired
+	lan        []lan
+	lastReload admin.Reload
+}
+
+// errLeave ends the tasks when the kernel's state is to stay.
+var errLeave = errors.New("leaving the kernel's state to a successor")
+
+// Run is the daemon. It returns nil after it was asked to stop, by ctx or a signal.
+func Run(ctx context.Context, o Options) error {
+	if o.StateDir == "" {
+		o.StateDir = DefaultStateDir()
+	}
+	if o.Socket.Path == "" {
+		o.Socket.Path = admin.DefaultSocket
+	}
+	if o.ConfigFile != "" {
+		if absolute, err := filepath.Abs(o.ConfigFile); err == nil && !strings.HasPrefix(o.ConfigFile, "/dev/") {
+			o.ConfigFile = absolute
+		}
+	}
+	g := &gateway{
+		options: o,
+		log:     o.Log,
+		notify:  notifier{o.Log},
+		started: time.Now(),
+		names:   newNames(),
+		reloads: make(chan chan<- admin.Reload),
+		renamed: make(chan struct{}, 1),
+		trouble: map[string]string{},
+	}
+	err := g.run(ctx)
+	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
+		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
+	}
+	return err
+}
+
+func (g *gateway) run(ctx context.Context) (err error) {
+	plan, err := Load(g.options.ConfigFile)
+	if err != nil {
+		return err
+	}
+	for _, w := range plan.Config.Warnings {
+		g.log.Warn(w)
+	}
+	release, err := g.open(ctx, plan)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release(err)) }()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	err = runTasks(ctx, g.tasks(cancel), g.announce)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	g.notify.stopping()
+	return err
+}
+
+// open acquires everything in the order of start. Release gives it back in reverse, and leaves the
+// kernel's state where the gateway ends for another reason than being stopped.
+func (g *gateway) open(ctx context.Context, plan *Plan) (release func(error) error, err error) {
+	var undo []func(error) error
+	release = func(cause error) error {
+		var errs error
+		for i := len(undo) - 1; i >= 0; i-- {
+			errs = errors.Join(errs, undo[i](cause))
+		}
+		return errs
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, release(err))
+		}
+	}()
+	onRelease := func(f func() error) { undo = append(undo, func(error) error { return f() }) }
+
+	g.outbounds.use(plan.outbounds)
+	verdicts := &verdicts{}
+	g.relay = g.proxyOptions(plan, verdicts)
+	if g.proxy, err = proxy.Listen(g.relay); err != nil {
+		return nil, err
+	}
+	onRelease(func() error { g.proxy.Close(); return nil })
+
+	if g.admin, err = admin.Listen(g.options.Socket, g, g.log); err != nil {
+		return nil, err
+	}
+	onRelease(func() error { g.admin.Close(); return nil }) // it is closed already if it has served
+	g.metrics = admin.NewMetrics(g, g.log)
+	commit, _, err := g.metrics.Prepare(plan.Config.Metrics.Listen)
+	if err != nil {
+		return nil, plan.Config.Metrics.Position.Errorf("metrics: %w", err)
+	}
+	commit()
+	onRelease(func() error { g.metrics.Close(); return nil })
+
+	if g.watcher, err = netstate.Watch(ctx, g.log); err != nil {
+		return nil, err
+	}
+	onRelease(func() error { g.watcher.Close(); return nil })
+
+	g.datapath, err = datapath.Open(ctx, datapath.Options{StateDir: g.options.StateDir, Log: g.log})
+	if err != nil {
+		return nil, fmt.Errorf("opening the datapath: %w", err)
+	}
+	verdicts.datapath = g.datapath
+	undo = append(undo, g.closeDatapath)
+
+	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
+	if err := g.establish(ctx, plan, g.watcher.Snapshot()); err != nil {
+		return nil, fmt.Errorf("putting the policy in force: %w", err)
+	}
+	g.recordReload(plan, nil)
+	return release, nil
+}
+
+// closeDatapath removes what the gateway owns in the kernel, unless it ends without having been asked to:
+// then proxied destinations stay closed, and direct flows open, until somebody starts it again.
+func (g *gateway) closeDatapath(cause error) error {
+	if cause != nil && (g.datapath.Generation() > 0 || g.datapath.Inherited()) {
+		if errors.Is(cause, errLeave) {
+			g.log.Info("stopped; the kernel's state stays for the successor: direct flows go on, proxied ones wait")
+		}
+		return g.datapath.Detach()
+	}
+	err := g.datapath.Close()
+	if cause == nil && err == nil {
+		g.log.Info("stopped; everything that sidegate owned is removed, and the box forwards plainly")
+	}
+	return err
+}
+
+func (g *gateway) proxyOptions(plan *Plan, v proxy.Verdicts) proxy.Options {
+	c, share := plan.Config.Proxy, plan.Config.PerClient
+	return proxy.Options{
+		Verdicts:    v,
+		Outbounds:   &g.outbounds,
+		Log:         g.log,
+		Mark:        uint32(datapath.MarkOwn),
+		DialTimeout: c.HandshakeTimeout,
+		HalfClosed:  c.HalfClosed,
+		UDPIdle:     c.UDPIdle,
+		Limits: proxy.Limits{
+			Connections: int(share.Connections),
+			Sessions:    int(share.UDPSessions),
+			Flows:       int(share.UDPFlows),
+		},
+	}
+}
+
+func (g *gateway) tasks(cancel context.CancelCauseFunc) []task {
+	return []task{
+		newTask("proxy", g.proxy.Serve),
+		newTask("network watcher", g.watcher.Run),
+		newTask("flow table sweeper", g.datapath.Sweep),
+		newTask("reconciler", g.reconcile),
+		&lookups{
+			names:     g.names,
+			upstreams: func() []upstream { return g.current().plan.upstreams },
+			failed:    func(err error) { g.report("upstreams", err) },
+			changed:   g.renamed,
+			ready:     make(chan struct{}),
+		},
+		g.admin,
+		g.metrics,
+		newTask("signals", func(ctx context.Context) error { return g.obey(ctx, cancel) }),
+	}
+}
+
+// obey acts on signals.
+func (g *gateway) obey(ctx context.Context, cancel context.CancelCauseFunc) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-g.options.Signals:
+			switch s {
+			case syscall.SIGHUP:
+				g.Reload(ctx) // logs
+			case syscall.SIGUSR2:
+				cancel(errLeave)
+			default:
+				g.log.Info("stopping", "signal", s.String())
+				cancel(nil)
+			}
+		}
+	}
+}
+
+// announce says that everything serves.
+func (g *gateway) announce() {
+	force := g.current()
+	summary := g.summary(force)
+	g.log.Info("running: "+summary, "generation", g.datapath.Generation())
+	g.notify.ready(summary)
+	if g.options.Ready != nil {
+		g.options.Ready()
+	}
+}
+
+// summary is the gateway in one line.
+func (g *gateway) summary(f inForce) string {
+	var names []string
+	for _, l := range f.lan {
+		if l.index != 0 {
+			names = append(names, l.name)
+		}
+	}
+	where := "no LAN interface yet"
+	if len(names) > 0 {
+		where = "LAN " + strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s, %d rules, default %s", where, len(f.policy.file.Rules), f.policy.file.Default)
+}

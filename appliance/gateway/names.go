@@ -1,0 +1,156 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Upstream proxies that are given by name are looked up for the implicit rules, with the system's resolver.
+const (
+	lookupTimeout = 3 * time.Second
+	lookupAgain   = time.Minute
+	lookupFailed  = 10 * time.Second // after a failure: at boot the network may come up behind us
+	// An address keeps its rule for this long after it was last seen, so that a name whose answers rotate
+	// does not make a new policy each time.
+	addressLife = time.Hour
+	maxPerHost  = 64
+)
+
+// names are the addresses of upstream hosts.
+type names struct {
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	mu   sync.Mutex
+	seen map[string]map[netip.Addr]time.Time
+}
+
+func newNames() *names {
+	resolver := &net.Resolver{
+		PreferGo: true,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			d := net.Dialer{Control: markOwn}
+			return d.DialContext(ctx, network, address)
+		},
+	}
+	return &names{
+		seen: map[string]map[netip.Addr]time.Time{},
+		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return resolver.LookupNetIP(ctx, "ip", host)
+		},
+	}
+}
+
+// addresses of a host, sorted. It does not look anything up.
+func (n *names) addresses(host string) []netip.Addr {
+	if found := literal(host); found != nil {
+		return found
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(n.seen[host]), netip.Addr.Compare)
+}
+
+// refresh looks all names among the hosts up, at once and in bounded time. What was known of a name that
+// fails stays.
+func (n *names) refresh(ctx context.Context, upstreams []upstream) error {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	hosts := map[string]bool{}
+	for _, u := range upstreams {
+		if literal(u.host) == nil {
+			hosts[u.host] = true
+		}
+	}
+	var g errgroup.Group
+	g.SetLimit(16)
+	var mu sync.Mutex
+	var errs []error
+	for host := range hosts {
+		g.Go(func() error {
+			found, err := n.lookup(ctx, host)
+			if err != nil {
+				mu.Lock()
+				errs = append(errs, fmt.Errorf("looking up the upstream %s: %w", host, plainDNS(err)))
+				mu.Unlock()
+				return nil
+			}
+			n.learn(host, found, time.Now())
+			return nil
+		})
+	}
+	g.Wait()
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
+
+func (n *names) learn(host string, found []netip.Addr, now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	addrs := n.seen[host]
+	if addrs == nil {
+		addrs = map[netip.Addr]time.Time{}
+		n.seen[host] = addrs
+	}
+	maps.DeleteFunc(addrs, func(_ netip.Addr, at time.Time) bool { return now.Sub(at) > addressLife })
+	for _, a := range found {
+		a = a.Unmap().WithZone("")
+		if _, known := addrs[a]; known || len(addrs) < maxPerHost {
+			addrs[a] = now
+		}
+	}
+}
+
+// plainDNS takes the host out of a resolver's error, where the message names it already.
+func plainDNS(err error) error {
+	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
+		return errors.New(dns.Err)
+	}
+	return err
+}
+
+// lookups refreshes the names of the plan in force. Changed gets a token after each round.
+type lookups struct {
+	names     *names
+	upstreams func() []upstream
+	failed    func(error) // nil error: all is well
+	changed   chan struct{}
+	ready     chan struct{}
+}
+
+func (l *lookups) String() string         { return "upstream names" }
+func (l *lookups) Ready() <-chan struct{} { return l.ready }
+
+func (l *lookups) Run(ctx context.Context) error {
+	close(l.ready)
+	pause := lookupFailed // soon after the start: the first round may have failed
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		err := l.names.refresh(ctx, l.upstreams())
+		if ctx.Err() != nil {
+			return nil
+		}
+		l.failed(err)
+		pause = lookupAgain
+		if err != nil {
+			pause = lookupFailed
+		}
+		select {
+		case l.changed <- struct{}{}:
+		default:
+		}
+	}
+}

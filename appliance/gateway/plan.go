@@ -1,0 +1,104 @@
+package gateway
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"sidegate/appliance/config"
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/outbound"
+	"sidegate/appliance/policy"
+)
+
+// Plan is a configuration with all that is made of it before the kernel is touched. What fails to become
+// a Plan is refused by run, reload and check alike, because all of them call Load.
+type Plan struct {
+	Config    *config.Config
+	BuiltIn   bool   // there was no file
+	Digest    string // SHA-256 of the file in hexadecimal; empty if it is no regular file
+	outbounds *outbound.Set
+	upstreams []upstream
+}
+
+// Load reads a configuration file, or takes the built-in default for "", makes its outbounds and compiles
+// its policy. Nothing is opened and no name is looked up. Errors are lines of the form FILE:LINE: ….
+func Load(path string) (*Plan, error) {
+	p := &Plan{BuiltIn: path == ""}
+	if p.BuiltIn {
+		p.Config = config.Default()
+	} else {
+		c, err := config.Load(path)
+		if err != nil {
+			return nil, err
+		}
+		p.Config, p.Digest = c, digest(path)
+	}
+	if err := p.makeOutbounds(); err != nil {
+		return nil, err
+	}
+	// Names are not known yet: the widest form of the implicit rules counts against the limit of rules.
+	if _, err := policy.Compile(p.combine(nil).policy); err != nil {
+		return nil, config.Position{File: p.Config.File}.Errorf("%w", err)
+	}
+	return p, nil
+}
+
+func digest(path string) string {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return "" // standard input can be read once
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+func (p *Plan) makeOutbounds() error {
+	options := outbound.Options{
+		Control:     markOwn,
+		DialTimeout: p.Config.Proxy.DialTimeout,
+		Timeout:     p.Config.Proxy.HandshakeTimeout,
+	}
+	var made []outbound.Outbound
+	var errs []error
+	for _, name := range sortedKeys(p.Config.Outbounds) {
+		spec := p.Config.Outbounds[name]
+		credentials := outbound.Credentials{Username: spec.Username, Password: spec.Password.Reveal()}
+		o, err := outbound.New(name, spec.URL, credentials, options)
+		if err != nil {
+			errs = append(errs, spec.Position.Errorf("%w", err))
+			continue
+		}
+		made = append(made, o)
+		if host, port, ok := o.Upstream(); ok {
+			p.upstreams = append(p.upstreams, upstream{name, host, port})
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	set, err := outbound.NewSet(options, made...)
+	if err != nil {
+		return config.Position{File: p.Config.File}.Errorf("%w", err)
+	}
+	p.outbounds = set
+	return nil
+}
+
+// markOwn marks a socket as the daemon's own, so that the datapath never steers its traffic.
+func markOwn(_, _ string, c syscall.RawConn) error {
+	var set error
+	err := c.Control(func(fd uintptr) {
+		set = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_MARK, datapath.MarkOwn)
+	})
+	if err = errors.Join(err, set); err != nil {
+		return fmt.Errorf("marking the socket %#x: %w", datapath.MarkOwn, err)
+	}
+	return nil
+}
