@@ -1,9 +1,9 @@
 package policy
 
 import (
-	"flag"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 )
@@ -14,7 +14,8 @@ import (
 // cases after which a mutant has escaped. Most are found within a thousand.
 const mutantCases = 60_000
 
-var keepMutants = flag.Bool("keep-mutants", false, "write the shrunk case that finds each mutant to the corpus")
+// With SIDEGATE_KEEP_MUTANTS set, the shrunk case that finds each mutant joins the corpus.
+var keepMutants = os.Getenv("SIDEGATE_KEEP_MUTANTS") != ""
 
 // find runs the proof's search; cases is 0 if nothing was found.
 func find(mutate func(*Tables)) (c Case, cases int) {
@@ -47,7 +48,7 @@ func mustFind(t *testing.T, mutate func(*Tables)) {
 		return
 	}
 	t.Logf("found by case %d", n)
-	if *keepMutants {
+	if keepMutants {
 		name := strings.NewReplacer("TestWrong", "mutant-", "IsFound/", "-", "/", "-", ":", "", "_", "-").Replace(t.Name())
 		keep(t, name, Shrink(c, func(c Case) bool {
 			tables, err := Compile(c.Policy)

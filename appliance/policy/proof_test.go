@@ -3,7 +3,6 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -11,23 +10,36 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 )
 
-var (
-	proofCases = flag.Int("cases", 100_000, "random (policy, flow) cases of the proof")
-	proofSeed  = flag.Uint64("seed", 1, "first seed of the proof; each policy has its own")
-)
+// setting is a number from the environment, as in the datapath's proof: SIDEGATE_PROOF_CASES asks for more
+// cases, SIDEGATE_PROOF_SEED for others.
+func setting(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
 
 const flowsPerPolicy = 100
 
 // TestProof: Policy.Match and Tables.Match agree on random policies and flows at their boundaries.
 func TestProof(t *testing.T) {
+	const enough = 100_000
 	var next, ran atomic.Uint64
-	policies := uint64((*proofCases + flowsPerPolicy - 1) / flowsPerPolicy)
+	cases, firstSeed := setting(t, "SIDEGATE_PROOF_CASES", enough), setting(t, "SIDEGATE_PROOF_SEED", 1)
+	policies := (cases + flowsPerPolicy - 1) / flowsPerPolicy
 	var words [MaxRules/64 + 1]atomic.Uint64 // by the deciding rule's word, the default first
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -37,7 +49,7 @@ func TestProof(t *testing.T) {
 				if n >= policies {
 					return
 				}
-				seed := *proofSeed + n
+				seed := firstSeed + n
 				if c := searchMismatch(seed, func(d Decision) { words[d.Rule/64+min(1, d.Rule+1)].Add(1) }); c != nil {
 					reportMismatch(t, seed, *c)
 				}
@@ -47,7 +59,7 @@ func TestProof(t *testing.T) {
 	}
 	workers.Wait()
 	t.Logf("%d cases over %d policies", ran.Load(), policies)
-	if *proofCases < 100_000 || t.Failed() {
+	if cases < enough || t.Failed() {
 		return
 	}
 	for w := range words {
@@ -111,7 +123,7 @@ func reportMismatch(t *testing.T, seed uint64, c Case) {
 		t.Fatal(err)
 	}
 	tables, _ := Compile(c.Policy)
-	t.Errorf("-seed=%d: Match says %+v, the tables say %+v for\n%s", seed, c.Policy.Match(c.Flow), tables.Match(c.Flow), text)
+	t.Errorf("SIDEGATE_PROOF_SEED=%d: Match says %+v, the tables say %+v for\n%s", seed, c.Policy.Match(c.Flow), tables.Match(c.Flow), text)
 	sum := sha256.Sum256(text)
 	keep(t, fmt.Sprintf("%.6x", sum[:]), c)
 }
