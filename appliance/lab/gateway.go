@@ -96,7 +96,7 @@ func awaitReady(ctx context.Context, from *net.UnixConn, p *Process) error {
 // lastLine is what a program that ended said last: why, if it is a good one.
 func lastLine(p *Process) string {
 	if line := p.Tail(1); line != "" {
-		return line
+		return strings.TrimPrefix(line, "sidegate: ")
 	}
 	return fmt.Sprintf("it ended without a word (%v)", p.Wait())
 }
