@@ -127,8 +127,12 @@ func (l *links) find(p place) link.Link {
 			existing = loaded
 		}
 	} else if _, err := os.Stat(path); err != nil {
-		existing.Close() // somebody removed the pin: a crash would detach it
-		existing = nil
+		// Somebody removed the pin: a crash would detach it. The program itself is still in place, and stays
+		// so: a link closed and made anew would let packets by in between.
+		if errors.Join(existing.Unpin(), existing.Pin(path)) != nil {
+			existing.Close()
+			existing = nil
+		}
 	}
 	if existing == nil {
 		delete(l.open, p.pin)
@@ -176,8 +180,11 @@ func (l *links) rollBack(switched []place, old *generation) error {
 	return errs
 }
 
+// drop detaches explicitly: what goes with its last pin goes some milliseconds later, from a work queue, and
+// whoever was told that all is gone would still meet the program.
 func (l *links) drop(pin string, existing link.Link) {
 	delete(l.open, pin)
+	existing.Detach() // an error means that its interface is gone, and it with it
 	os.Remove(filepath.Join(l.dir, pin))
 	existing.Close()
 }
@@ -195,11 +202,17 @@ func (l *links) removeExcept(wanted map[string]bool) error {
 		if wanted[pin.Name()] {
 			continue
 		}
-		if existing := l.open[pin.Name()]; existing != nil {
-			existing.Close()
-			delete(l.open, pin.Name())
+		path := filepath.Join(l.dir, pin.Name())
+		existing := l.open[pin.Name()]
+		if existing == nil {
+			if existing, err = link.LoadPinnedLink(path, nil); err != nil {
+				existing = nil
+			}
 		}
-		if err := os.Remove(filepath.Join(l.dir, pin.Name())); err != nil {
+		if existing != nil {
+			l.drop(pin.Name(), existing)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detaching %s: %w", pin.Name(), err)
 		}
 	}
