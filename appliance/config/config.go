@@ -41,7 +41,7 @@ type Config struct {
 	Tests      []Test
 	Warnings   []string // `FILE:LINE: …`, about what loads but is likely a mistake
 
-	rules []int // line of each of Policy.Rules
+	ruleLines []int // of Policy.Rules
 }
 
 // Interfaces are the sides of the gateway.
@@ -169,8 +169,8 @@ func Default() *Config {
 // RulePosition is where Policy.Rules[index] stands; an index out of range, such as the -1 of the
 // default, is the file as a whole.
 func (c *Config) RulePosition(index int) Position {
-	if index < 0 || index >= len(c.rules) {
+	if index < 0 || index >= len(c.ruleLines) {
 		return Position{File: c.File}
 	}
-	return Position{c.File, c.rules[index]}
+	return Position{c.File, c.ruleLines[index]}
 }

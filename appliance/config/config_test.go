@@ -193,7 +193,7 @@ expect = "h\u006b"
 }
 
 func withoutPositions(c *Config) *Config {
-	c.File, c.rules = "", nil
+	c.File, c.ruleLines = "", nil
 	c.Interfaces.Position, c.Metrics.Position = Position{}, Position{}
 	for name, o := range c.Outbounds {
 		o.Position = Position{}

@@ -264,5 +264,5 @@ func short(length time.Duration) string {
 	return text
 }
 
-// number objects of a list: `published #2`.
+// numbered names an object of a list: `published #2`.
 func numbered(what string, index int) string { return fmt.Sprintf("%s #%d", what, index+1) }

@@ -54,9 +54,6 @@ func (d *decoder) rules(at string, n *yaml.Node, c *draft) {
 		seen := decode(d, at, entries, ruleKeys, laterFields, &r)
 		d.require(at, item, entries, seen, "outbound")
 		c.rules = append(c.rules, r)
-		if n.Anchor == "" { // nothing else refers to this list: let its nodes go
-			items[i] = &yaml.Node{}
-		}
 	}
 }
 
@@ -162,14 +159,14 @@ func printable(text string) bool {
 // link resolves what refers to other parts of the file, and completes the Config.
 func (d *decoder) link(c *draft) {
 	c.Policy = &policy.Policy{Rules: make([]policy.Rule, 0, len(c.rules)), Default: c.fallback.name}
-	c.Config.rules = make([]int, 0, len(c.rules))
+	c.ruleLines = make([]int, 0, len(c.rules))
 	for i, r := range c.rules {
 		at := label(r.Name, i)
 		if d.known(at, r.outbound, c) {
 			d.fits(at, r)
 		}
 		c.Policy.Rules = append(c.Policy.Rules, r.Rule)
-		c.Config.rules = append(c.Config.rules, r.line)
+		c.ruleLines = append(c.ruleLines, r.line)
 	}
 	d.known("default", c.fallback, c)
 	d.unreachable(c.rules)

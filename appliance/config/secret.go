@@ -14,8 +14,7 @@ import (
 // Secret is a password. It never prints itself: only Reveal says what it is. The zero value is no
 // password. Compare two by Equal.
 type Secret struct {
-	// A pointer: where fmt may not call the methods below, in an unexported field of some structure, it
-	// prints an address.
+	// A pointer: where fmt does not call String, for %#v or in an unexported field, it prints an address.
 	text *string
 }
 
@@ -46,9 +45,6 @@ func (s Secret) String() string {
 	}
 	return redacted
 }
-
-// Format prints String, whatever the verb.
-func (s Secret) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
 
 // MarshalText encodes String; JSON uses it.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

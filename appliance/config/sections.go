@@ -32,7 +32,6 @@ func (d *decoder) config(directory string, sections *koanf.Koanf) *Config {
 	entries := make([]entry, 0, len(sectionKeys))
 	for _, key := range sections.Keys() {
 		s := sections.Get(key).(section)
-		sections.Delete(key) // the nodes are large: from here each goes as soon as it is decoded
 		entries = append(entries, entry{s.Key, s.Line, s.Value})
 	}
 	c := draft{directory: directory, Config: Config{
@@ -46,7 +45,8 @@ func (d *decoder) config(directory string, sections *koanf.Koanf) *Config {
 		d.errorf(1, `default is missing; add "default: direct" (or block, or an outbound)`)
 	}
 	d.link(&c)
-	return &c.Config
+	done := c.Config // without the rest of the draft
+	return &done
 }
 
 // sectionKeys are the keys of the file. Each decodes one section.
