@@ -1,0 +1,205 @@
+package endtoend
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/lab"
+)
+
+const everythingDirect = "interfaces: { lan: auto }\ndefault: direct\n"
+
+// download gets n bytes from the file server and checks them.
+func download(t *testing.T, client *http.Client, from netip.AddrPort, n int64) error {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://%s/bytes/%d", from, n), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, resp.Body); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != lab.Digest(n) {
+		return fmt.Errorf("%d bytes from %s arrived changed", n, from)
+	}
+	return nil
+}
+
+// TestDirectBypassesTheGatewayOnItsWayBack: the laptop's own address and port reach the server, replies go
+// from the router straight to the laptop, the TTL falls by one, and no redirect is sent.
+func TestDirectBypassesTheGatewayOnItsWayBack(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	files, err := w.server().StartFiles(t.Context(), 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start(t, everythingDirect)
+	atGateway, atRouter := captureOn(t, w.sidegate(), w.sidegate().Interface().Name), captureOn(t, w.router(), "lan")
+	for family, addr := range both(w.laptop(), w.server()) {
+		client, server := addr[0], addr[1]
+		if err := download(t, w.laptop().HTTP(), netip.AddrPortFrom(server, files.Addr4().Port()), 4<<20); err != nil {
+			t.Fatal(err)
+		}
+		requests := files.Requests()
+		if from := requests[len(requests)-1].From; from.Addr() != client {
+			t.Errorf("%s: the server saw %s, want the laptop's %s", family, from, client)
+		}
+		c, err := w.laptop().Dial(within(t, 5*time.Second), "udp", netip.AddrPortFrom(server, echo.Addr4().Port()).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, c, 100)
+		if seen := echo.Senders(); seen[len(seen)-1] != c.LocalAddr().(*net.UDPAddr).AddrPort() {
+			t.Errorf("%s: the server saw %s, the laptop sent from %s", family, seen[len(seen)-1], c.LocalAddr())
+		}
+		never(t, atGateway, family+": a reply crossed the gateway", lab.From(server))
+		toServer := func(p lab.Packet) bool { return !p.Out && p.Src.Addr() == client && p.Dst.Addr() == server }
+		if packets(t, atRouter, toServer) == 0 || packets(t, atGateway, toServer) == 0 {
+			t.Errorf("%s: the captures saw no request: they prove nothing", family)
+		}
+		never(t, atRouter, family+": not one hop fewer", func(p lab.Packet) bool { return toServer(p) && p.TTL != 63 })
+	}
+	for _, name := range [][2]string{{"Icmp", "OutRedirects"}, {"", "Icmp6OutRedirects"}} {
+		n, err := w.sidegate().Counter(name[0], name[1])
+		if err != nil || n != 0 {
+			t.Errorf("%s: %d, %v", name[1], n, err)
+		}
+	}
+}
+
+// exchange sends a datagram and wants it back.
+func exchange(t *testing.T, c net.Conn, size int) {
+	t.Helper()
+	if err := tryExchange(c, size); err != nil {
+		t.Fatalf("%s → %s: %v", c.LocalAddr(), c.RemoteAddr(), err)
+	}
+}
+
+func tryExchange(c net.Conn, size int) error {
+	want := make([]byte, size)
+	if _, err := io.ReadFull(lab.Random(int64(size)), want); err != nil {
+		return err
+	}
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.Write(want); err != nil {
+		return err
+	}
+	got := make([]byte, 1<<16)
+	n, err := c.Read(got)
+	if err != nil {
+		return err
+	}
+	if string(got[:n]) != string(want) {
+		return fmt.Errorf("%d bytes came back changed, as %d", size, n)
+	}
+	return nil
+}
+
+// TestDirectPathMTU: a datagram that may not be fragmented and is too large for the path yields the ICMP
+// error, and TCP finds its way.
+func TestDirectPathMTU(t *testing.T) {
+	w := newWorld(t, lab.Options{MTU: 1500, InternetMTU: 1400})
+	files, err := w.server().StartFiles(t.Context(), 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start(t, everythingDirect)
+	for family, addr := range both(w.laptop(), w.server()) {
+		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+			var set error
+			err := c.Control(func(fd uintptr) {
+				set = errors.Join(
+					unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
+				)
+				if addr[1].Is6() {
+					set = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
+				}
+			})
+			return errors.Join(err, set)
+		}}
+		c, err := w.laptop().DialWith(t.Context(), d, "udp", netip.AddrPortFrom(addr[1], 9).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = lab.Wait(within(t, 10*time.Second), family+": the path MTU error", func() error {
+			if _, err := c.Write(make([]byte, 1440)); !errors.Is(err, unix.EMSGSIZE) {
+				return fmt.Errorf("writing 1440 bytes: %v", err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if err := download(t, w.laptop().HTTP(), netip.AddrPortFrom(addr[1], files.Addr4().Port()), 1<<20); err != nil {
+			t.Errorf("%s: %v", family, err)
+		}
+	}
+}
+
+// TestDirectFragments: a datagram larger than the MTU arrives whole, both ways.
+func TestDirectFragments(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.start(t, everythingDirect)
+	for _, to := range []netip.AddrPort{echo.Addr4(), echo.Addr6()} {
+		c, err := w.laptop().Dial(t.Context(), "udp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, c, 3000)
+		exchange(t, c, 60_000)
+	}
+}
+
+// TestDirectConnectionsThatBeganBefore: packets in mid-connection are left alone, whatever the policy says of
+// new ones.
+func TestDirectConnectionsThatBeganBefore(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before []net.Conn
+	for _, to := range []netip.AddrPort{echo.Addr4(), echo.Addr6()} {
+		c, err := w.laptop().Dial(t.Context(), "tcp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, c, 1000)
+		before = append(before, c)
+	}
+	w.start(t, "interfaces: { lan: auto }\ndefault: block\n")
+	for _, c := range before {
+		exchange(t, c, 1000)
+	}
+	if c, err := w.laptop().Dial(within(t, time.Second), "tcp", echo.Addr4().String()); err == nil {
+		c.Close()
+		t.Error("a new connection got through: the policy is not in force, and this test proves nothing")
+	}
+}
