@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -93,6 +94,13 @@ func (l *Lab) buildSwitch() error {
 		// The switch has no addresses: without IPv6 its ports stay silent.
 		if err := h.setAll("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"); err != nil {
 			return err
+		}
+		// Where the kernel has br_netfilter, bridged packets would be taken through the hooks of IP, for nothing.
+		for _, family := range []string{"ip", "ip6", "arp"} {
+			err := h.SetSysctl("net.bridge.bridge-nf-call-"+family+"tables", "0")
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
 		}
 		for s, mtu := range map[*segment]int{&lan: l.options.MTU, &internet: l.options.InternetMTU} {
 			attributes := netlink.NewLinkAttrs()
