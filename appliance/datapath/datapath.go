@@ -21,6 +21,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"sidegate/appliance/policy"
 )
@@ -83,6 +84,7 @@ type Datapath struct {
 	sockets    Sockets
 	history    counters // of generations that are gone
 	inherited  bool     // a predecessor's links were there
+	told       map[string]time.Time
 }
 
 // Open takes over the pinned state of a predecessor, or creates it. It refuses a kernel that is too old,
@@ -107,6 +109,7 @@ func Open(ctx context.Context, o Options) (*Datapath, error) {
 		links:     newLinks(state.dir),
 		outbounds: map[uint32]string{},
 		rules:     map[uint32][]string{},
+		told:      map[string]time.Time{},
 	}
 	for _, name := range []string{policy.OutboundDirect, policy.OutboundBlock} {
 		d.outbounds[policy.OutboundID(name)] = name
@@ -199,7 +202,8 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 	if err := next.setInterfaces(want.Interfaces); err != nil {
 		return err
 	}
-	if err := applyRouting(); err != nil {
+	restored, err := applyRouting()
+	if err != nil {
 		return err
 	}
 	if want.Sockets != d.sockets {
@@ -208,10 +212,12 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 		}
 		d.sockets = want.Sockets
 	}
-	if err := d.links.apply(next, d.generation, want.Interfaces); err != nil {
+	linked, err := d.links.apply(next, d.generation, want.Interfaces)
+	if err != nil {
 		return err
 	}
 	if next == d.generation {
+		d.healed(append(restored, linked...))
 		return nil
 	}
 	if d.generation != nil {
@@ -233,6 +239,17 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 // Inherited reports whether a predecessor left its programs attached: then giving up before the first Apply
 // must leave them so (Detach), as the predecessor's own end did.
 func (d *Datapath) Inherited() bool { return d.inherited }
+
+// healed tells that things were put back which somebody had removed, or which a new interface lacked; once a
+// minute for each, for whoever removes them may go on doing so.
+func (d *Datapath) healed(restored []string) {
+	for _, what := range restored {
+		if now := time.Now(); now.Sub(d.told[what]) > time.Minute {
+			d.told[what] = now
+			d.log.Warn("put back what was missing", "what", what)
+		}
+	}
+}
 
 // Generation is the number of the policy in force; 0 before the first Apply.
 func (d *Datapath) Generation() uint32 {

@@ -78,49 +78,54 @@ func attachLookup(p *ebpf.Program) (link.Link, error) {
 	return l, nil
 }
 
-// apply attaches next everywhere. If one place fails, those already switched go back to old.
-func (l *links) apply(next, old *generation, interfaces []Interface) error {
+// apply attaches next everywhere, and says which places had no link or pin. If one place fails, those already
+// switched go back to old.
+func (l *links) apply(next, old *generation, interfaces []Interface) (added []string, err error) {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return fmt.Errorf("making the directory of links: %w", err)
+		return nil, fmt.Errorf("making the directory of links: %w", err)
 	}
 	wanted := map[string]bool{}
 	var switched []place
 	for _, p := range places(interfaces) {
 		wanted[p.pin] = true
-		if err := l.put(p, next, next == old); err != nil {
-			return errors.Join(fmt.Errorf("attaching %s: %w", p.pin, err), l.rollBack(switched, old))
+		fresh, err := l.put(p, next, next == old)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("attaching %s: %w", p.pin, err), l.rollBack(switched, old))
+		}
+		if fresh {
+			added = append(added, "the link "+p.pin)
 		}
 		switched = append(switched, p)
 	}
-	return l.removeExcept(wanted)
+	return added, l.removeExcept(wanted)
 }
 
 // put makes one place run the generation's program: by atomic replacement where a link is there, by a new
-// link otherwise, or where the interface of that name is another one now.
-func (l *links) put(p place, g *generation, unchanged bool) error {
-	existing := l.find(p)
+// link otherwise, or where the interface of that name is another one now. Fresh says that something was missing.
+func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, err error) {
+	existing, repinned := l.find(p)
 	if existing != nil {
 		if unchanged {
-			return nil
+			return repinned, nil
 		}
-		return existing.Update(p.program(g))
+		return repinned, existing.Update(p.program(g))
 	}
-	fresh, err := p.attach(p.program(g))
+	attached, err := p.attach(p.program(g))
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := fresh.Pin(filepath.Join(l.dir, p.pin)); err != nil {
-		fresh.Close()
-		return err
+	if err := attached.Pin(filepath.Join(l.dir, p.pin)); err != nil {
+		attached.Close()
+		return false, err
 	}
-	l.open[p.pin] = fresh
-	return nil
+	l.open[p.pin] = attached
+	return true, nil
 }
 
 // find returns the place's link if it is pinned and still attached where it should be; if not it removes
 // what is left of it.
-func (l *links) find(p place) link.Link {
-	existing := l.open[p.pin]
+func (l *links) find(p place) (existing link.Link, repinned bool) {
+	existing = l.open[p.pin]
 	path := filepath.Join(l.dir, p.pin)
 	if existing == nil {
 		if loaded, err := link.LoadPinnedLink(path, nil); err == nil {
@@ -129,7 +134,7 @@ func (l *links) find(p place) link.Link {
 	} else if _, err := os.Stat(path); err != nil {
 		// Somebody removed the pin: a crash would detach it. The program itself is still in place, and stays
 		// so: a link closed and made anew would let packets by in between.
-		if errors.Join(existing.Unpin(), existing.Pin(path)) != nil {
+		if repinned = errors.Join(existing.Unpin(), existing.Pin(path)) == nil; !repinned {
 			existing.Close()
 			existing = nil
 		}
@@ -137,14 +142,14 @@ func (l *links) find(p place) link.Link {
 	if existing == nil {
 		delete(l.open, p.pin)
 		os.Remove(path)
-		return nil
+		return nil, false
 	}
 	if !attachedTo(existing, p.ifindex) {
 		l.drop(p.pin, existing)
-		return nil
+		return nil, false
 	}
 	l.open[p.pin] = existing
-	return existing
+	return existing, repinned
 }
 
 func attachedTo(l link.Link, ifindex uint32) bool {

@@ -19,14 +19,15 @@ const (
 )
 
 type family struct {
+	name   string
 	number int
 	any    net.IPNet
 }
 
 func families() []family {
-	all := []family{{netlink.FAMILY_V4, net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}}
+	all := []family{{"IPv4", netlink.FAMILY_V4, net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}}
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
-		all = append(all, family{netlink.FAMILY_V6, net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}})
+		all = append(all, family{"IPv6", netlink.FAMILY_V6, net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}})
 	}
 	return all
 }
@@ -55,23 +56,46 @@ func steeringRoute(f family) (*netlink.Route, error) {
 	}, nil
 }
 
-// applyRouting adds what is missing; adding what is there is an error that means it is there.
-func applyRouting() error {
+// applyRouting adds what is missing, and says what that was. What is there is left alone: a route that is
+// replaced by itself is still news to everybody who follows the network.
+func applyRouting() (added []string, err error) {
 	for _, f := range families() {
 		route, err := steeringRoute(f)
 		if err != nil {
-			return err
+			return added, err
 		}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("adding the local route of table %d: %w", routeTable, err)
+		there, err := hasRoute(route)
+		if err != nil {
+			return added, err
+		}
+		if !there {
+			if err := netlink.RouteReplace(route); err != nil {
+				return added, fmt.Errorf("adding the local route of table %d: %w", routeTable, err)
+			}
+			added = append(added, fmt.Sprintf("the %s route of table %d", f.name, routeTable))
 		}
 		for _, r := range steeringRules(f) {
-			if err := netlink.RuleAdd(r); err != nil && !errors.Is(err, syscall.EEXIST) {
-				return fmt.Errorf("adding the rule of mark %#x: %w", r.Mark, err)
+			err := netlink.RuleAdd(r)
+			if errors.Is(err, syscall.EEXIST) {
+				continue
 			}
+			if err != nil {
+				return added, fmt.Errorf("adding the rule of mark %#x: %w", r.Mark, err)
+			}
+			added = append(added, fmt.Sprintf("the %s rule of mark %#x", f.name, r.Mark))
 		}
 	}
-	return nil
+	return added, nil
+}
+
+// hasRoute reports whether the route is there, and alone in its table.
+func hasRoute(want *netlink.Route) (bool, error) {
+	routes, err := netlink.RouteListFiltered(want.Family, &netlink.Route{Table: routeTable}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return false, fmt.Errorf("reading table %d: %w", routeTable, err)
+	}
+	return len(routes) == 1 && routes[0].Type == want.Type && routes[0].LinkIndex == want.LinkIndex &&
+		(routes[0].Dst == nil || routes[0].Dst.String() == want.Dst.String()), nil
 }
 
 func removeRouting() error {
