@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"sidegate/appliance/outbound"
 	"sidegate/appliance/policy"
 )
 
@@ -25,6 +26,19 @@ func (v *verdicts) set(f verdictFunc) { v.answer.Store(&f) }
 func (v *verdicts) ProxiedTo(n policy.Network, client, destination netip.AddrPort) (string, bool) {
 	v.asked.Add(1)
 	return (*v.answer.Load())(n, client, destination)
+}
+
+// outbounds holds what a test puts in.
+type outbounds struct{ m sync.Map }
+
+func (o *outbounds) set(name string, out outbound.Outbound) { o.m.Store(name, out) }
+
+func (o *outbounds) Outbound(name string) (outbound.Outbound, bool) {
+	out, ok := o.m.Load(name)
+	if !ok {
+		return nil, false
+	}
+	return out.(outbound.Outbound), true
 }
 
 // socksServer is a SOCKS5 server for what real ones cannot be made to do. It associates UDP without

@@ -135,7 +135,7 @@ type rig struct {
 	client, internet *namespace
 	server           *Server
 	verdicts         *verdicts
-	outbounds        outboundMap // may be changed before its first use by the test
+	outbounds        outbounds
 	stop             func()
 	served           chan error
 }
@@ -204,10 +204,10 @@ func (r *rig) serve(o Options, outbounds map[string]outbound.Outbound) {
 	t.Helper()
 	r.verdicts = &verdicts{}
 	r.verdicts.set(func(policy.Network, netip.AddrPort, netip.AddrPort) (string, bool) { return "up", true })
-	if r.outbounds = outbounds; outbounds == nil {
-		r.outbounds = make(outboundMap)
+	for name, o := range outbounds {
+		r.outbounds.set(name, o)
 	}
-	o.Verdicts, o.Outbounds, o.Mark = r.verdicts, r.outbounds, testMark
+	o.Verdicts, o.Outbounds, o.Mark = r.verdicts, &r.outbounds, testMark
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	var err error
 	if r.server, err = Listen(o); err != nil {
@@ -220,6 +220,7 @@ table inet steer {
 		type filter hook prerouting priority mangle
 		iifname != "lan" return
 		ip daddr 192.168.7.2 return
+		ip daddr 203.0.113.20 tcp dport 1080 return
 		ip6 daddr { fd07::2, fe80::/10, ff00::/8 } return
 		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:%d meta mark set 0x01000000 accept
 		meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:%d meta mark set 0x01000000 accept
@@ -274,13 +275,6 @@ func port(t testing.TB, s syscall.Conn) int {
 	}
 	t.Fatal("no socket name: ", err)
 	return 0
-}
-
-type outboundMap map[string]outbound.Outbound
-
-func (m outboundMap) Outbound(name string) (outbound.Outbound, bool) {
-	o, ok := m[name]
-	return o, ok
 }
 
 // eventually polls a condition that something else brings about.

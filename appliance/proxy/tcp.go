@@ -53,8 +53,8 @@ func listenTCP(s *Server) (_ *tcp, err error) {
 		t.listeners = append(t.listeners, l)
 		s.own[l.Addr().(*net.TCPAddr).AddrPort()] = true
 	}
-	for range s.options.Threads {
-		l, err := newLoop()
+	for i := range s.options.Threads {
+		l, err := newLoop(fmt.Sprintf("relay-tcp-%d", i))
 		if err != nil {
 			return nil, err
 		}

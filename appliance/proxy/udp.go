@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ func listenUDP(s *Server) (_ *udp, err error) {
 			u.close()
 		}
 	}()
-	if u.door, err = newLoop(); err != nil {
+	if u.door, err = newLoop("relay-udp"); err != nil {
 		return nil, err
 	}
 	for _, f := range families {
@@ -48,8 +49,8 @@ func listenUDP(s *Server) (_ *udp, err error) {
 		}
 		u.listeners = append(u.listeners, l)
 	}
-	for range s.options.Threads {
-		shard, err := newShard(u)
+	for i := range s.options.Threads {
+		shard, err := newShard(u, fmt.Sprintf("relay-udp-%d", i))
 		if err != nil {
 			return nil, err
 		}

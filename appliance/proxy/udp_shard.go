@@ -44,7 +44,7 @@ const (
 	maxClientDialing = 64      // … by one client
 )
 
-func newShard(u *udp) (_ *shard, err error) {
+func newShard(u *udp, name string) (_ *shard, err error) {
 	s := &shard{
 		udp:      u,
 		clients:  make(map[[16]byte]*udpClient),
@@ -55,7 +55,7 @@ func newShard(u *udp) (_ *shard, err error) {
 	if s.in, err = newBatch(); err != nil {
 		return nil, err
 	}
-	if s.loop, err = newLoop(); err != nil {
+	if s.loop, err = newLoop(name); err != nil {
 		s.in.close()
 		return nil, err
 	}

@@ -70,6 +70,8 @@ func TestUDPFullCone(t *testing.T) {
 			t.Fatalf("received %q from %s, %v", payload, from, err)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(seen) != 1 {
 		t.Errorf("two destinations saw the mappings %v, want one", seen)
 	}
@@ -83,7 +85,7 @@ func TestUDPFullCone(t *testing.T) {
 func TestUDPBurst(t *testing.T) {
 	r := newRig(t, Options{}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	c := r.udpClient(client4, 0)
 	to := netip.AddrPortFrom(server4, 5000)
 	if err := c.exchange(to, []byte("first")); err != nil {
@@ -119,7 +121,7 @@ func TestUDPBurst(t *testing.T) {
 func TestUDPSegmentationRefused(t *testing.T) {
 	r := newRig(t, Options{Threads: 1}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	(*namespace)(nil).run(t, "ip link set wan mtu 1300")
 	r.internet.run(t, "ip link set eth0 mtu 1300")
 	c := r.udpClient(client4, 0)
@@ -142,7 +144,7 @@ func TestUDPSegmentationRefused(t *testing.T) {
 func TestUDPIdleExpires(t *testing.T) {
 	r := newRig(t, Options{UDPIdle: 300 * time.Millisecond}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	c := r.udpClient(client4, 0)
 	to := netip.AddrPortFrom(server4, 5000)
 	for round := range 2 {
@@ -177,7 +179,7 @@ func TestUDPIdleExpires(t *testing.T) {
 func TestUDPUpstreamEndsAssociation(t *testing.T) {
 	r := newRig(t, Options{}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	c := r.udpClient(client4, 0)
 	to := netip.AddrPortFrom(server4, 5000)
 	if err := c.exchange(to, []byte("hello")); err != nil {
@@ -197,7 +199,7 @@ func TestUDPUpstreamEndsAssociation(t *testing.T) {
 func TestUDPQueue(t *testing.T) {
 	r := newRig(t, Options{}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	answer := make(chan struct{})
 	upstream.hold.Store(&answer)
 	c := r.udpClient(client4, 0)
@@ -239,7 +241,7 @@ func TestUDPRefusals(t *testing.T) {
 	} {
 		t.Run(refusal.reason.String(), func(t *testing.T) {
 			r.verdicts.set(refusal.verdict)
-			r.outbounds["up"] = refusal.up
+			r.outbounds.set("up", refusal.up)
 			c := r.udpClient(client4, 0)
 			for range 3 {
 				c.send(server, []byte("hello"))
@@ -273,7 +275,7 @@ func TestUDPRefusals(t *testing.T) {
 func TestUDPClientLimits(t *testing.T) {
 	r := newRig(t, Options{Limits: Limits{Sessions: 3, Flows: 4}}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	to := func(n int) netip.AddrPort { return netip.AddrPortFrom(server4, uint16(5000+n)) }
 
 	neighbour := r.udpClient(other4, 0)
@@ -320,24 +322,21 @@ func TestUDPClientLimits(t *testing.T) {
 func TestUDPPolicyOnUnaskedFlows(t *testing.T) {
 	r := newRig(t, Options{}, directly(t))
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["other"] = r.socks5(upstream.address())
+	r.outbounds.set("other", r.socks5(upstream.address()))
 	third := r.udpSocket(r.internet, netip.AddrPortFrom(third4, 0))
 	server := r.udpServer(netip.AddrPortFrom(server4, 0), func(_ *net.UDPConn, from netip.AddrPort, _ []byte) {
 		third.WriteToUDPAddrPort([]byte("unasked"), from)
-	})
-	verdict := "up"
-	ok := true
-	r.verdicts.set(func(_ policy.Network, _, destination netip.AddrPort) (string, bool) {
-		if destination == udpAddr(third) {
-			return verdict, ok
-		}
-		return "up", true
 	})
 	for _, v := range []struct {
 		verdict string
 		ok      bool
 	}{{"other", true}, {"", false}} {
-		verdict, ok = v.verdict, v.ok
+		r.verdicts.set(func(_ policy.Network, _, destination netip.AddrPort) (string, bool) {
+			if destination == udpAddr(third) {
+				return v.verdict, v.ok
+			}
+			return "up", true
+		})
 		c := r.udpClient(client4, 0)
 		c.send(server, []byte("hello"))
 		if payload, from, err := c.receive(); err != nil || string(payload) != "unasked" || from != udpAddr(third) {
@@ -363,7 +362,7 @@ func TestUDPFlood(t *testing.T) {
 	}
 	r := newRig(t, Options{}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
-	r.outbounds["up"] = r.socks5(upstream.address())
+	r.outbounds.set("up", r.socks5(upstream.address()))
 	live := r.udpClient(other4, 0)
 	to := netip.AddrPortFrom(server4, 5000)
 	if err := live.exchange(to, []byte("before")); err != nil {
@@ -465,7 +464,7 @@ func openFiles(t *testing.T) int {
 func TestCloseWithoutServe(t *testing.T) {
 	newNetwork(t)
 	files := openFiles(t)
-	s, err := Listen(Options{Verdicts: &verdicts{}, Outbounds: outboundMap{}})
+	s, err := Listen(Options{Verdicts: &verdicts{}, Outbounds: &outbounds{}})
 	if err != nil {
 		t.Fatal(err)
 	}
