@@ -66,8 +66,7 @@ func growBuffer(fd, force, polite int) {
 
 // connectRelay opens the socket towards a SOCKS5 server's UDP relay. It comes from the address that
 // the server knows us by, because servers accept datagrams from nobody else.
-func connectRelay(ctx context.Context, o Options, from, relay netip.AddrPort) (*Association, error) {
-	d := o.dialer()
+func connectRelay(ctx context.Context, d net.Dialer, o Options, from, relay netip.AddrPort) (*Association, error) {
 	d.Control = udpControl(o)
 	source := netip.AddrPort{}
 	if from.Addr().Is4() == relay.Addr().Is4() {

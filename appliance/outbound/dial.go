@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -72,6 +73,7 @@ type upstream struct {
 	host     string // IP address or DNS name
 	port     uint16
 	options  Options
+	dialer   *net.Dialer // one for all: its resolver joins look-ups that coincide
 }
 
 func (u *upstream) Name() string { return u.outbound }
@@ -89,7 +91,7 @@ func (u *upstream) open(ctx context.Context, talk func(context.Context, *net.TCP
 	ctx, cancel := context.WithTimeout(ctx, u.options.timeout())
 	defer cancel()
 
-	c, err := u.options.dialer().DialContext(ctx, "tcp", u.address())
+	c, err := u.dialer.DialContext(ctx, "tcp", u.address())
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be reached: %w", u, bare(err))
 	}
@@ -141,19 +143,24 @@ func (r *refusal) Error() string        { return "refused: " + r.reason }
 func (r *refusal) Is(target error) bool { return target == ErrRefused }
 func (r *refusal) Unwrap() error        { return r.cause }
 
-// validDestination checks what goes into a handshake. The name may come from a client's first bytes,
-// so that nothing but letters, digits, '-', '_' and '.' reaches an upstream: no line break, no blank,
-// and no address posing as a name.
-func validDestination(to Destination) error {
-	switch {
-	case to.Addr.Port() == 0:
-		return errors.New("the destination has no port")
-	case to.Name != "":
-		return validName(to.Name)
-	case !to.Addr.Addr().IsValid():
-		return errors.New("the destination has neither an address nor a name")
+// wire is the destination as it goes into a handshake: checked, IPv4 in its 4-byte form, without a
+// zone, which means something on this box only. The name may come from a client's first bytes, so that
+// nothing but letters, digits, '-', '_' and '.' reaches an upstream: no line break, no blank, and no
+// address posing as a name.
+func (d Destination) wire() (Destination, error) {
+	if d.Addr.Port() == 0 {
+		return d, errors.New("the destination has no port")
 	}
-	return nil
+	address := d.Addr.Addr()
+	if d.Name != "" {
+		if err := validName(d.Name); err != nil {
+			return d, err
+		}
+	} else if !address.IsValid() {
+		return d, errors.New("the destination has neither an address nor a name")
+	}
+	d.Addr = netip.AddrPortFrom(address.Unmap().WithZone(""), d.Addr.Port())
+	return d, nil
 }
 
 func hostPort(host string, port uint16) string {

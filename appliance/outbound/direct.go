@@ -11,7 +11,10 @@ import (
 )
 
 // direct sends flows out of this box itself, by its own routes.
-type direct struct{ options Options }
+type direct struct {
+	options Options
+	dialer  *net.Dialer
+}
 
 func (d *direct) Name() string { return policy.OutboundDirect }
 
@@ -23,7 +26,7 @@ func (d *direct) DialTCP(ctx context.Context, to Destination) (net.Conn, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.options.timeout())
 	defer cancel()
-	c, err := d.options.dialer().DialTCP(ctx, "tcp", netip.AddrPort{}, unmap(to.Addr))
+	c, err := d.dialer.DialTCP(ctx, "tcp", netip.AddrPort{}, unmap(to.Addr))
 	if err != nil {
 		return nil, fmt.Errorf("dialing %s directly: %w", to.Addr, bare(err))
 	}

@@ -32,10 +32,10 @@ func (h *httpConnect) AssociateUDP(context.Context) (*Association, error) {
 }
 
 func (h *httpConnect) dial(ctx context.Context, to Destination) (net.Conn, error) {
-	if err := validDestination(to); err != nil {
+	to, err := to.wire()
+	if err != nil {
 		return nil, err
 	}
-	to.Addr = unmap(to.Addr)
 	var secured *tls.Conn
 	plain, err := h.open(ctx, func(ctx context.Context, c *net.TCPConn) error {
 		if h.secure == nil {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,7 +46,7 @@ var systemFiles = map[string]string{
 	"/etc/shadow": "root:*:19000:0:99999:7:::\n" + user + ":" + passwordHash + ":19000:0:99999:7:::\n",
 	"/etc/hosts": "127.0.0.1 localhost\n" + server4 + " server.example\n" + server6 + " server.example\n" +
 		proxy4 + " proxy.example\n" + dead4 + " twin.example\n" + proxy4 + " twin.example\n",
-	"/etc/resolv.conf": "nameserver " + dns4 + "\n",
+	"/etc/resolv.conf": "nameserver " + dns4 + "\noptions timeout:30\n",
 }
 
 const insideVariable = "SIDEGATE_OUTBOUND_TEST_INSIDE"
@@ -152,6 +153,9 @@ func needServers(t *testing.T, binaries ...string) {
 // noLeaks fails the test if it leaves goroutines or descriptors behind.
 func noLeaks(t *testing.T) {
 	t.Helper()
+	// The collector would close a forgotten socket for us.
+	percent := debug.SetGCPercent(-1)
+	t.Cleanup(func() { debug.SetGCPercent(percent) })
 	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
 	t.Cleanup(func() {
 		if !eventually(5*time.Second, func() bool {

@@ -93,7 +93,7 @@ func parse(name, rawURL string, credentials Credentials, o Options) (Outbound, e
 	}
 	s := schemes[known]
 
-	server := upstream{outbound: name, kind: s.kind, host: u.Hostname(), options: o}
+	server := upstream{outbound: name, kind: s.kind, host: u.Hostname(), options: o, dialer: o.dialer()}
 	if server.port, err = parsePort(u, s); err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ type Set struct {
 // NewSet collects outbounds and adds direct and block. A name given twice is an error.
 func NewSet(o Options, outbounds ...Outbound) (*Set, error) {
 	s := &Set{byName: make(map[string]Outbound)}
-	for _, o := range append([]Outbound{&direct{o}, block{}}, outbounds...) {
+	for _, o := range append([]Outbound{&direct{o, o.dialer()}, block{}}, outbounds...) {
 		if _, taken := s.byName[o.Name()]; taken {
 			return nil, fmt.Errorf("outbound %q is defined twice", o.Name())
 		}

@@ -45,8 +45,8 @@ func option(t *testing.T, fd, level, name int) int {
 func TestSockets(t *testing.T) {
 	needServers(t)
 	noLeaks(t)
-	relay := serveEchoUDP(t, "127.0.0.1:0")
-	server := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+	relay := serveEchoUDP(t, "127.0.0.2:0")
+	server := serve(t, "127.0.0.2:0", func(c *net.TCPConn) {
 		reply := append([]byte("\x05\x00\x05\x00\x00"), appendAddress(nil, netip.AddrPortFrom(netip.IPv4Unspecified(), relay.Port()))...)
 		c.Write(reply)
 		io.Copy(io.Discard, c)
@@ -120,7 +120,7 @@ func TestSockets(t *testing.T) {
 		}
 		if a.Connected {
 			peer, err := unix.Getpeername(a.FD)
-			if four, ok := peer.(*unix.SockaddrInet4); err != nil || !ok || four.Port != int(relay.Port()) || four.Addr != [4]byte{127, 0, 0, 1} {
+			if four, ok := peer.(*unix.SockaddrInet4); err != nil || !ok || four.Port != int(relay.Port()) || four.Addr != [4]byte{127, 0, 0, 2} {
 				t.Errorf("connected to %v, %v; want the server's own address", peer, err)
 			}
 		}
@@ -223,5 +223,76 @@ func TestRelayGone(t *testing.T) {
 	case <-a.Done():
 		t.Error("the association ended")
 	default:
+	}
+}
+
+// TestAssociationAddresses looks at both ends of the UDP socket, for servers that name their relay in
+// different ways.
+func TestAssociationAddresses(t *testing.T) {
+	needServers(t)
+	noLeaks(t)
+	for _, row := range []struct{ server, answer, from, to string }{
+		{proxy4, "0.0.0.0:4660", proxy4, proxy4},
+		{proxy6, "[::]:4660", proxy6, proxy6},
+		{proxy6, "0.0.0.0:4660", proxy6, proxy6},
+		{proxy4, proxy4 + ":4660", proxy4, proxy4},
+		// Left to the kernel it would be the other address, from which the server takes nothing.
+		{proxy4, server4 + ":4660", proxy4, server4},
+		{proxy6, "[" + server6 + "]:4660", proxy6, server6},
+		// The families differ: there is no such choice.
+		{proxy6, server4 + ":4660", server4, server4},
+	} {
+		server := serve(t, hostPort(row.server, 0), func(c *net.TCPConn) {
+			c.Write(append([]byte("\x05\x00\x05\x00\x00"), appendAddress(nil, netip.MustParseAddrPort(row.answer))...))
+			io.Copy(io.Discard, c)
+		})
+		a, err := mustNew(t, "socks5://"+server.String(), Credentials{}, Options{}).AssociateUDP(t.Context())
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		from, err1 := unix.Getsockname(a.FD)
+		to, err2 := unix.Getpeername(a.FD)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		if from, to := sockaddr(from), sockaddr(to); from.Addr().String() != row.from || to != netip.AddrPortFrom(netip.MustParseAddr(row.to), 4660) {
+			t.Errorf("a server at %s that names %s: from %v to %v", row.server, row.answer, from, to)
+		}
+		a.Close()
+	}
+}
+
+func sockaddr(s unix.Sockaddr) netip.AddrPort {
+	switch s := s.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(s.Addr), uint16(s.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(s.Addr), uint16(s.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// TestCloseWaits holds that nothing of an association is at work when Close returns.
+func TestCloseWaits(t *testing.T) {
+	noLeaks(t)
+	server := serve(t, "127.0.0.1:0", func(c *net.TCPConn) {
+		c.Write([]byte("\x05\x00\x05\x00\x00\x01\x00\x00\x00\x00\x12\x34"))
+		io.Copy(io.Discard, c)
+	})
+	o := mustNew(t, "socks5://"+server.String(), Credentials{}, Options{})
+	for range 200 {
+		a, err := o.AssociateUDP(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-a.Done():
+		default:
+			t.Fatal("closed, but its goroutine still runs")
+		}
 	}
 }

@@ -45,18 +45,11 @@ type socks5 struct {
 }
 
 func (s *socks5) DialTCP(ctx context.Context, to Destination) (net.Conn, error) {
-	err := validDestination(to)
-	if err == nil {
-		var c *net.TCPConn
-		c, err = s.open(ctx, func(_ context.Context, c *net.TCPConn) error {
-			_, err := s.handshake(c, commandConnect, appendDestination(nil, to))
-			return err
-		})
-		if err == nil {
-			return c, nil
-		}
+	c, err := s.connect(ctx, to)
+	if err != nil {
+		return nil, fmt.Errorf("dialing %s through %q: %w", to, s.outbound, err)
 	}
-	return nil, fmt.Errorf("dialing %s through %q: %w", to, s.outbound, err)
+	return c, nil
 }
 
 func (s *socks5) AssociateUDP(ctx context.Context) (*Association, error) {
@@ -65,6 +58,17 @@ func (s *socks5) AssociateUDP(ctx context.Context) (*Association, error) {
 		return nil, fmt.Errorf("associating udp through %q: %w", s.outbound, err)
 	}
 	return a, nil
+}
+
+func (s *socks5) connect(ctx context.Context, to Destination) (*net.TCPConn, error) {
+	to, err := to.wire()
+	if err != nil {
+		return nil, err
+	}
+	return s.open(ctx, func(_ context.Context, c *net.TCPConn) error {
+		_, err := s.handshake(c, commandConnect, appendDestination(nil, to))
+		return err
+	})
 }
 
 // associate opens the control connection, asks for a relay, and connects a socket to it.
@@ -87,7 +91,7 @@ func (s *socks5) associate(ctx context.Context) (*Association, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := connectRelay(ctx, s.options, local(control), relay)
+	a, err := connectRelay(ctx, *s.dialer, s.options, local(control), relay)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("%s named a udp relay that cannot be used: %w", &s.upstream, err)

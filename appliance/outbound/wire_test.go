@@ -27,6 +27,7 @@ var targets = []struct {
 	{Destination{Addr: netip.MustParseAddrPort("1.2.3.4:443")}, "\x01\x01\x02\x03\x04\x01\xbb", "1.2.3.4:443"},
 	{Destination{Addr: netip.MustParseAddrPort("[::ffff:1.2.3.4]:443")}, "\x01\x01\x02\x03\x04\x01\xbb", "1.2.3.4:443"},
 	{Destination{Addr: netip.MustParseAddrPort("[2001:db8::1]:80")}, "\x04\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50", "[2001:db8::1]:80"},
+	{Destination{Addr: netip.MustParseAddrPort("[fe80::1%eth0]:80")}, "\x04\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50", "[fe80::1]:80"},
 	{Destination{netip.MustParseAddrPort("1.2.3.4:443"), "a.example"}, "\x03\x09a.example\x01\xbb", "a.example:443"},
 	{Destination{netip.AddrPortFrom(netip.Addr{}, 443), "a.example"}, "\x03\x09a.example\x01\xbb", "a.example:443"},
 	{Destination{netip.AddrPortFrom(netip.Addr{}, 443), strings.Repeat("a", 255)}, "\x03\xff" + strings.Repeat("a", 255) + "\x01\xbb", strings.Repeat("a", 255) + ":443"},
@@ -35,6 +36,10 @@ var targets = []struct {
 // TestWire holds what is sent, byte by byte.
 func TestWire(t *testing.T) {
 	for _, row := range targets {
+		to, err := row.to.wire()
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, c := range []struct {
 			credentials       Credentials
 			reply, hello, web string
@@ -48,7 +53,7 @@ func TestWire(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := made.(*socks5)
-			if _, err := s.handshake(&server, commandConnect, appendDestination(nil, row.to)); err != nil {
+			if _, err := s.handshake(&server, commandConnect, appendDestination(nil, to)); err != nil {
 				t.Error(err)
 			}
 			if got, want := server.heard.String(), c.hello+"\x05\x01\x00"+row.socks; got != want {
@@ -60,10 +65,6 @@ func TestWire(t *testing.T) {
 				t.Fatal(err)
 			}
 			server = transcript{reply: strings.NewReader(httpConnected)}
-			to := row.to
-			if to.Addr.Addr().IsValid() {
-				to.Addr = unmap(to.Addr)
-			}
 			if err := web.handshake(&server, to); err != nil {
 				t.Error(err)
 			}
@@ -131,6 +132,10 @@ func TestUDPHeader(t *testing.T) {
 				t.Errorf("%s came back as %v, %d, %v", text, from, offset, err)
 			}
 		}
+	}
+	mapped := []byte("\x00\x00\x00\x04" + strings.Repeat("\x00", 10) + "\xff\xff\x01\x02\x03\x04\x01\xbb")
+	if from, _, err := a.Parse(mapped); err != nil || from != destination.Addr {
+		t.Errorf("an IPv4 sender as IPv6 is %v, %v", from, err)
 	}
 	for packet, want := range map[string]error{
 		"\x00\x00\x01\x01\x01\x02\x03\x04\x01\xbbx": errUDPFragment,
