@@ -12,7 +12,7 @@ RUN ?=
 RACE ?=
 # make fuzz FUZZTIME=5m PKG=./appliance/outbound
 FUZZTIME ?= 60s
-# make bench BENCHFLAGS=--json
+# make bench BENCHFLAGS='--quick --json FILE' (see BENCHFLAGS=--help)
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
@@ -35,9 +35,9 @@ test: need-go ## run every test that this machine can run, and list what was ski
 	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=15m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
 
 bench: need-root need-go ## measure forwarding and proxying against plain forwarding (root)
-	@scripts/install-deps.sh test
+	@scripts/install-deps.sh demo
 	@$(MAKE) --no-print-directory build
-	$(GO) run ./appliance/lab/bench $(BENCHFLAGS)
+	@$(GO) run ./appliance/bench $(BENCHFLAGS)
 
 fuzz: need-go ## run each fuzz target for FUZZTIME (60s)
 	scripts/fuzz.sh $(FUZZTIME) $(PKG)

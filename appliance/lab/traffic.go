@@ -29,6 +29,7 @@ import (
 type Flood struct {
 	To      []netip.AddrPort // one family
 	Sources int              // sockets, each with its own port; 0 means 1
+	Port    uint16           // of the first socket, the others' follow, so that a later flood is of the same flows; 0: any
 	Size    int              // bytes of payload, at least 8; 0 means 64
 	Burst   int              // packets for each system call, which a flow gets in a train if To has one entry; 0 means 32
 	Rate    int              // packets per second over all flows; 0 means as many as possible
@@ -53,7 +54,11 @@ func (h *Host) Flood(ctx context.Context, f Flood) (sent int, err error) {
 	}
 	sources := make([]syscall.RawConn, f.Sources)
 	for i := range sources {
-		c, err := h.ListenUDP(ctx, network, ":0")
+		port := 0
+		if f.Port > 0 {
+			port = int(f.Port) + i
+		}
+		c, err := h.ListenUDP(ctx, network, ":"+strconv.Itoa(port))
 		if err != nil {
 			return 0, err
 		}
