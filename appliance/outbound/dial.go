@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -131,58 +128,4 @@ func bare(err error) error {
 		return op.Err
 	}
 	return err
-}
-
-// refusal is an answer of the upstream that means no.
-type refusal struct {
-	reason string
-	cause  error // the errno that says the same, or nil
-}
-
-func (r *refusal) Error() string        { return "refused: " + r.reason }
-func (r *refusal) Is(target error) bool { return target == ErrRefused }
-func (r *refusal) Unwrap() error        { return r.cause }
-
-// wire is the destination as it goes into a handshake: checked, IPv4 in its 4-byte form, without a
-// zone, which means something on this box only. The name may come from a client's first bytes, so that
-// nothing but letters, digits, '-', '_' and '.' reaches an upstream: no line break, no blank, and no
-// address posing as a name.
-func (d Destination) wire() (Destination, error) {
-	if d.Addr.Port() == 0 {
-		return d, errors.New("the destination has no port")
-	}
-	address := d.Addr.Addr()
-	if d.Name != "" {
-		if err := validName(d.Name); err != nil {
-			return d, err
-		}
-	} else if !address.IsValid() {
-		return d, errors.New("the destination has neither an address nor a name")
-	}
-	d.Addr = netip.AddrPortFrom(address.Unmap().WithZone(""), d.Addr.Port())
-	return d, nil
-}
-
-func hostPort(host string, port uint16) string {
-	return net.JoinHostPort(host, strconv.Itoa(int(port)))
-}
-
-func validName(name string) error {
-	if len(name) > 255 {
-		return fmt.Errorf("the name is %d bytes long: at most 255 are allowed", len(name))
-	}
-	letter := false
-	for _, c := range []byte(name) {
-		switch {
-		case 'a' <= c|0x20 && c|0x20 <= 'z', c == '_':
-			letter = true
-		case '0' <= c && c <= '9', c == '-', c == '.':
-		default:
-			return fmt.Errorf("%q is not a DNS name", name)
-		}
-	}
-	if !letter && strings.Contains(name, ".") || name == "" {
-		return fmt.Errorf("%q is not a DNS name", name)
-	}
-	return nil
 }

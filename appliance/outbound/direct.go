@@ -60,8 +60,3 @@ func (block) DialTCP(_ context.Context, to Destination) (net.Conn, error) {
 }
 
 func (block) AssociateUDP(context.Context) (*Association, error) { return nil, ErrBlocked }
-
-// unmap gives IPv4 its 4-byte form.
-func unmap(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-}

@@ -134,11 +134,11 @@ func furnish() error {
 	return nil
 }
 
-// needServers skips a test that talks to real servers where they cannot run.
-func needServers(t *testing.T, binaries ...string) {
+// needNamespaces skips a test outside of the namespaces, and where a server that it talks to is missing.
+func needNamespaces(t *testing.T, binaries ...string) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: real proxy servers run in namespaces of their own")
+		t.Skip("needs root: it runs in namespaces of its own")
 	}
 	if !inside() {
 		t.Skip("needs namespaces, which this machine forbids")

@@ -13,32 +13,10 @@ package outbound
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"net/netip"
 	"syscall"
 	"time"
 )
-
-// Destination is where a flow wants to go.
-type Destination struct {
-	Addr netip.AddrPort
-	// Name, when set, is what a proxy upstream is told instead of the address: a DNS name of 1 to 255
-	// bytes. The port is always Addr's. Direct ignores it: the flow goes to the address.
-	Name string
-}
-
-// String is the name, or the address, with the port. A name that is none, which a client may have
-// made up, is quoted.
-func (d Destination) String() string {
-	switch {
-	case d.Name == "":
-		return d.Addr.String()
-	case validName(d.Name) != nil:
-		return fmt.Sprintf("%q:%d", d.Name, d.Addr.Port())
-	}
-	return hostPort(d.Name, d.Addr.Port())
-}
 
 // Outbound is one way out. Its methods may be called concurrently.
 type Outbound interface {
@@ -69,6 +47,16 @@ var (
 	// the upstream itself could not be reached or did not speak the protocol.
 	ErrRefused = errors.New("refused by the upstream")
 )
+
+// refusal is an answer of the upstream that means no.
+type refusal struct {
+	reason string
+	cause  error // the errno that says the same, or nil
+}
+
+func (r *refusal) Error() string        { return "refused: " + r.reason }
+func (r *refusal) Is(target error) bool { return target == ErrRefused }
+func (r *refusal) Unwrap() error        { return r.cause }
 
 // Options are common to all outbounds. The zero value is usable.
 type Options struct {

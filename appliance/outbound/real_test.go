@@ -342,7 +342,7 @@ func receive(t *testing.T, a *Association) (from netip.AddrPort, payload []byte)
 }
 
 func TestDirect(t *testing.T) {
-	needServers(t)
+	needNamespaces(t)
 	set, err := NewSet(Options{})
 	if err != nil {
 		t.Fatal(err)

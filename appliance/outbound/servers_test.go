@@ -89,7 +89,7 @@ func write(t *testing.T, path, content string) string {
 // startDante listens on both proxy addresses. It refuses port 9 of every destination by a rule.
 func startDante(t *testing.T, port uint16, method string) {
 	t.Helper()
-	needServers(t, "danted")
+	needNamespaces(t, "danted")
 	dir := folder(t)
 	config := write(t, filepath.Join(dir, "danted.conf"), fmt.Sprintf(`
 logoutput: stderr
@@ -108,7 +108,7 @@ socks pass { from: 0/0 to: 0/0 }
 
 func startMicrosocks(t *testing.T, port uint16, args ...string) {
 	t.Helper()
-	needServers(t, "microsocks")
+	needNamespaces(t, "microsocks")
 	args = append([]string{"-i", proxy4, "-p", fmt.Sprint(port)}, args...)
 	program(t, hostPort(proxy4, port), "microsocks", args...)
 }
@@ -117,7 +117,7 @@ func startMicrosocks(t *testing.T, port uint16, args ...string) {
 // refuses port 9 by a rule.
 func startSquid(t *testing.T, port uint16, listen string, authenticate bool) {
 	t.Helper()
-	needServers(t, "squid")
+	needNamespaces(t, "squid")
 	dir := folder(t)
 	access := "http_access allow all"
 	if authenticate {

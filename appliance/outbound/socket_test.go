@@ -43,7 +43,7 @@ func option(t *testing.T, fd, level, name int) int {
 
 // TestSockets looks at the sockets themselves.
 func TestSockets(t *testing.T) {
-	needServers(t)
+	needNamespaces(t)
 	noLeaks(t)
 	relay := serveEchoUDP(t, "127.0.0.2:0")
 	server := serve(t, "127.0.0.2:0", func(c *net.TCPConn) {
@@ -138,7 +138,7 @@ func TestSockets(t *testing.T) {
 
 // TestLookupIsMarkedAndBounded has a nameserver that never answers.
 func TestLookupIsMarkedAndBounded(t *testing.T) {
-	needServers(t)
+	needNamespaces(t)
 	noLeaks(t)
 	silent, err := net.ListenPacket("udp", hostPort(dns4, 53))
 	if err != nil {
@@ -229,7 +229,7 @@ func TestRelayGone(t *testing.T) {
 // TestAssociationAddresses looks at both ends of the UDP socket, for servers that name their relay in
 // different ways.
 func TestAssociationAddresses(t *testing.T) {
-	needServers(t)
+	needNamespaces(t)
 	noLeaks(t)
 	for _, row := range []struct{ server, answer, from, to string }{
 		{proxy4, "0.0.0.0:4660", proxy4, proxy4},

@@ -30,6 +30,7 @@ var targets = []struct {
 	{Destination{Addr: netip.MustParseAddrPort("[fe80::1%eth0]:80")}, "\x04\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50", "[fe80::1]:80"},
 	{Destination{netip.MustParseAddrPort("1.2.3.4:443"), "a.example"}, "\x03\x09a.example\x01\xbb", "a.example:443"},
 	{Destination{netip.AddrPortFrom(netip.Addr{}, 443), "a.example"}, "\x03\x09a.example\x01\xbb", "a.example:443"},
+	{Destination{netip.AddrPortFrom(netip.Addr{}, 443), "4_-.XN--p1ai."}, "\x03\x0d4_-.XN--p1ai.\x01\xbb", "4_-.XN--p1ai.:443"},
 	{Destination{netip.AddrPortFrom(netip.Addr{}, 443), strings.Repeat("a", 255)}, "\x03\xff" + strings.Repeat("a", 255) + "\x01\xbb", strings.Repeat("a", 255) + ":443"},
 }
 
@@ -92,6 +93,11 @@ func TestBadDestinations(t *testing.T) {
 		{Destination{at, "bücher.example"}, "is not a DNS name"},
 		{Destination{at, "127.0.0.1"}, "is not a DNS name"},
 		{Destination{at, "::1"}, "is not a DNS name"},
+		{Destination{at, "2130706433"}, "is not a DNS name"},
+		{Destination{at, "0x7f000001"}, "is not a DNS name"},
+		{Destination{at, "0x7F.1."}, "is not a DNS name"},
+		{Destination{at, "a.089"}, "is not a DNS name"},
+		{Destination{at, "a.."}, "is not a DNS name"},
 		{Destination{at, "."}, "is not a DNS name"},
 		{Destination{at, strings.Repeat("a", 256)}, "256 bytes long"},
 		{Destination{Addr: netip.MustParseAddrPort("1.2.3.4:0")}, "no port"},
