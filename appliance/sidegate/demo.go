@@ -18,7 +18,8 @@ func demonstrate(ctx context.Context, out io.Writer, color, keep bool) (err erro
 	if os.Geteuid() != 0 {
 		return errors.New("the demonstration needs root, for network namespaces and eBPF: sudo sidegate demo")
 	}
-	s, err := newStage(ctx)
+	const self = "/proc/self/exe" // the program that is running, also after its file was replaced
+	s, err := newStage(ctx, self)
 	if err != nil {
 		return err
 	}
@@ -98,7 +99,7 @@ func (p *script) perform(ctx context.Context, s *stage, step step) (ok bool, err
 	for _, claim := range step.claims {
 		seen, holds, err := claim.check(ctx, s, f)
 		if err != nil {
-			seen, holds = err.Error(), false
+			seen, holds = strings.ReplaceAll(err.Error(), "\n", "; "), false
 		}
 		p.verdict(claim.text, seen, holds)
 		ok = ok && holds

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"sidegate/appliance/lab"
+	"sidegate/appliance/policy"
 )
 
 // claim is one thing that a step is expected to show. Its check says what was seen, and whether that is it.
@@ -159,7 +160,7 @@ var (
 			return "", false, err
 		}
 		kernel := *live.Kernel // there is one: the question has an address
-		ok := kernel.Same(live.Policy.Answer) && kernel.Rule != nil && *kernel.Rule == abroad
+		ok := kernel.Same(live.Policy.Answer) && kernel.Verdict == policy.Proxy && kernel.Rule != nil && *kernel.Rule == abroad
 		return fmt.Sprintf("kernel: %s through %s", kernel.Verdict, kernel.Outbound), ok, nil
 	}}
 
@@ -173,7 +174,7 @@ var (
 			return "", false, err
 		}
 		if d := difference(s.pristine, now); len(d) > 0 {
-			return fmt.Sprintf("%q", d), false, nil
+			return fmt.Sprintf("%d differences; the first: %s", len(d), d[0]), false, nil
 		}
 		return fmt.Sprintf("the same %d rules and routes, no pin", len(now)), true, nil
 	}}

@@ -52,7 +52,7 @@ const fileSize = 32 << 20
 
 // download fetches a file over HTTP.
 func download(ctx context.Context, s *stage, host string, to netip.Addr) (flow, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	f := flow{protocol: lab.TCP, server: netip.AddrPortFrom(to, filePort), asked: fileSize}
 	client := http.Client{Transport: &http.Transport{
@@ -113,7 +113,7 @@ func converse(ctx context.Context, s *stage, host string, to netip.Addr) (flow, 
 }
 
 func exchange(c *net.UDPConn, with netip.AddrPort) (answered int64, err error) {
-	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return 0, err
 	}
 	message, answer := make([]byte, datagramSize), make([]byte, 2*datagramSize)
@@ -137,22 +137,20 @@ func exchange(c *net.UDPConn, with netip.AddrPort) (answered int64, err error) {
 	return answered, nil
 }
 
-const (
-	// patience is how long a client waits for a server that is silent: less than until it would send a second SYN.
-	patience = 500 * time.Millisecond
-	// knockPort is the client's, outside the ephemeral range: of a connection that fails Go does not tell the port.
-	knockPort = 20000
-)
+// patience is how long a client waits for a server that is silent: less than until it would send a second SYN.
+const patience = 500 * time.Millisecond
 
-// knock opens a connection and closes it.
+// knock opens a connection and closes it. It chooses the client's port, outside the ephemeral range, because Go does not
+// tell that of a connection that fails.
 func knock(ctx context.Context, s *stage, _ string, to netip.Addr) (flow, error) {
 	from := s.laptop.Addr4()
 	if to.Is6() {
 		from = s.laptop.Addr6()
 	}
+	s.knocks++
 	f := flow{
 		protocol: lab.TCP,
-		client:   netip.AddrPortFrom(from, knockPort),
+		client:   netip.AddrPortFrom(from, 20000+s.knocks),
 		server:   netip.AddrPortFrom(to, filePort),
 	}
 	dialer := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(f.client)}

@@ -32,6 +32,7 @@ const (
 // stage is the network of the demonstration with everything that runs in it.
 type stage struct {
 	*lab.Lab
+	binary           string // of sidegate
 	laptop, sidegate *lab.Host
 	files            map[string]*lab.FileServer // by host
 	echoes           map[string]*lab.Echo
@@ -43,10 +44,11 @@ type stage struct {
 	admin    *admin.Client // of the gateway
 	pristine []string      // what the side router's kernel held before that
 	flows    []flow        // what the steps so far have sent
+	knocks   uint16        // so far
 }
 
 // newStage builds the network, without the gateway. The caller closes the lab, which closes everything.
-func newStage(ctx context.Context) (_ *stage, err error) {
+func newStage(ctx context.Context, binary string) (_ *stage, err error) {
 	l, err := lab.New(ctx, lab.Options{})
 	if err != nil {
 		return nil, err
@@ -58,6 +60,7 @@ func newStage(ctx context.Context) (_ *stage, err error) {
 	}()
 	s := &stage{
 		Lab:      l,
+		binary:   binary,
 		laptop:   l.Host(lab.Laptop),
 		sidegate: l.Host(lab.Sidegate),
 		files:    map[string]*lab.FileServer{},
@@ -121,13 +124,10 @@ func (v ipVersion) of(h *lab.Host) netip.Addr {
 	return h.Addr4()
 }
 
-// sidegateCommand runs this very program as a person on the side router would, and returns what it printed.
-func (s *stage) sidegateCommand(ctx context.Context, args ...string) (string, error) {
-	return s.sidegate.Exec(ctx, self, append(args, "--socket", s.gateway.Socket)...)
+// command runs sidegate as a person on the side router would, and returns what it printed.
+func (s *stage) command(ctx context.Context, args ...string) (string, error) {
+	return s.sidegate.Exec(ctx, s.binary, append(args, "--socket", s.gateway.Socket)...)
 }
-
-// self is the program that is running, also after its file was replaced.
-const self = "/proc/self/exe"
 
 // kernelState lists what a gateway could leave behind on the side router: policy routing, and pinned BPF objects.
 func (s *stage) kernelState(ctx context.Context) ([]string, error) {

@@ -49,10 +49,10 @@ var steps = []step{
 		claims: []claim{refusal, reset, stopsHere, drops("rule_reject")}},
 
 	{title: "The flow table explains each: sidegate flows", act: nothing, claims: []claim{tableExplains},
-		show: func(ctx context.Context, s *stage) (string, error) { return s.sidegateCommand(ctx, "flows") }},
+		show: func(ctx context.Context, s *stage) (string, error) { return s.command(ctx, "flows") }},
 	{title: "And a flow that is not there yet: sidegate explain", act: nothing, claims: []claim{kernelAgrees},
 		show: func(ctx context.Context, s *stage) (string, error) {
-			return s.sidegateCommand(ctx, append([]string{"explain", "-c", s.gateway.Config}, s.question()...)...)
+			return s.command(ctx, append([]string{"explain", "-c", s.gateway.Config}, s.question()...)...)
 		}},
 }
 
@@ -67,7 +67,7 @@ func startGateway(ctx context.Context, s *stage, _ string, _ netip.Addr) (_ flow
 	if s.pristine, err = s.kernelState(ctx); err != nil {
 		return flow{}, err
 	}
-	s.gateway, err = s.sidegate.StartGateway(ctx, lab.GatewayOptions{Binary: self, Config: s.config})
+	s.gateway, err = s.sidegate.StartGateway(ctx, lab.GatewayOptions{Binary: s.binary, Config: s.config})
 	if err != nil {
 		return flow{}, err
 	}
