@@ -263,6 +263,18 @@ static __always_inline bool is_proxied_tcp(const struct packet *p, const struct 
 	       (flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_DNS);
 }
 
+/*
+ * A SYN that meets what an earlier, proxied connection of the same ports left in the kernel, TIME_WAIT
+ * as a rule, cannot be forwarded: the stack gives the packet to that socket before it routes, and
+ * ip_forward drops what has a socket. For that minute such a connection stays with its outbound.
+ */
+static __always_inline bool still_proxied(struct __sk_buff *skb, const struct packet *p,
+					  const struct flow *flow, const struct flow *old)
+{
+	return flow->verdict == VERDICT_DIRECT && is_proxied_tcp(p, old) &&
+	       tcp_socket_state(skb, p);
+}
+
 static __always_inline int flow_continue(struct __sk_buff *skb, const struct packet *p,
 					 struct flow *flow)
 {
@@ -379,9 +391,15 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 		reason = flow_decide(skb, p, &flow);
 		if (reason)
 			return drop(reason);
-		/* a SYN that comes again is the same flow */
-		if (!old || old->state != FLOW_OPENING)
+		if (old && still_proxied(skb, p, &flow, old)) {
+			flow.verdict = old->verdict;
+			flow.outbound = old->outbound;
+			flow.rule = old->rule;
+			flow.generation = old->generation;
+		} else if (!old || old->state != FLOW_OPENING) {
+			/* a SYN that comes again is the same flow */
 			count_rule(flow.rule);
+		}
 	}
 	if (old)
 		*old = flow;

@@ -133,7 +133,13 @@ func (g *gateway) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, release(err)) }()
+	defer func() {
+		left := release(err)
+		if errors.Is(err, errLeave) {
+			err = nil
+		}
+		err = errors.Join(err, left)
+	}()
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
