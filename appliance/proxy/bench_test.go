@@ -180,6 +180,7 @@ func BenchmarkTCPRoundTrip(b *testing.B) {
 		c     net.Conn
 		times []time.Duration
 	}{{name: "relay", c: r.dial(address)}, {name: "itself", c: itself}}
+	cpu := relayTime(b)
 	for b.Loop() {
 		for i := range ways {
 			w := &ways[i]
@@ -192,12 +193,14 @@ func BenchmarkTCPRoundTrip(b *testing.B) {
 			}
 		}
 	}
+	b.ReportMetric(float64((relayTime(b)-cpu).Microseconds())/float64(len(ways[0].times)), "cpu-µs/trip")
 	var p50, p5 [2]float64
 	for i, w := range ways {
 		slices.Sort(w.times)
 		p50[i] = float64(w.times[len(w.times)/2].Nanoseconds()) / 1000
 		p5[i] = float64(w.times[len(w.times)/20].Nanoseconds()) / 1000
 		b.ReportMetric(p50[i], w.name+"-p50-µs")
+		b.ReportMetric(p5[i], w.name+"-p5-µs")
 		w.c.Close()
 	}
 	b.ReportMetric(p50[0]/p50[1], "p50-ratio")

@@ -285,6 +285,67 @@ func TestTCPRefusals(t *testing.T) {
 	eventually(t, "another client's is opened beside the full one's", func() bool { return r.server.Stats().Outbounds["up"].Connections == 3 })
 }
 
+// An outbound whose connections are no plain sockets is relayed through memory, with the same manners.
+func TestTCPStream(t *testing.T) {
+	r := newRig(t, Options{HalfClosed: 300 * time.Millisecond}, nil)
+	r.outbounds.set("up", wrapping{directly(t)["up"]})
+	const size = 3_000_000
+	address := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) {
+		if err := exchange(c, size, 2, 1); err != nil {
+			t.Error("server: ", err)
+		}
+	})
+	if err := exchange(r.dial(address), size, 1, 2); err != nil {
+		t.Error("client: ", err)
+	}
+	eventually(t, "the connection is gone and counted", func() bool {
+		s := r.server.Stats()
+		up := s.Outbounds["up"]
+		return s.Connections == 0 && up.BytesUp == size && up.BytesDown == size
+	})
+
+	slow := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) {
+		io.ReadAll(c)
+		for range 6 { // longer than HalfClosed, but not silent
+			time.Sleep(100 * time.Millisecond)
+			c.Write([]byte("."))
+		}
+	})
+	c := r.dial(slow)
+	c.CloseWrite()
+	if got, err := io.ReadAll(c); err != nil || string(got) != "......" {
+		t.Errorf("half closed but not silent: got %q, %v", got, err)
+	}
+
+	done := make(chan struct{})
+	defer close(done)
+	silent := r.tcpServer(netip.AddrPortFrom(server4, 0), func(*net.TCPConn) { <-done })
+	c = r.dial(silent)
+	c.CloseWrite()
+	c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	expectReset(t, c, nil)
+
+	c = r.dial(silent)
+	eventually(t, "it is open", func() bool { return r.server.Stats().Outbounds["up"].Connections == 4 })
+	r.stop()
+	expectReset(t, c, nil)
+}
+
+// wrapping hides that the connections are sockets, as TLS does.
+type wrapping struct{ outbound.Outbound }
+
+func (w wrapping) DialTCP(ctx context.Context, to outbound.Destination) (net.Conn, error) {
+	c, err := w.Outbound.DialTCP(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	return wrapped{c}, nil
+}
+
+type wrapped struct{ net.Conn }
+
+func (w wrapped) CloseWrite() error { return w.Conn.(*net.TCPConn).CloseWrite() }
+
 // expectReset takes the result of a dial: the reset may come while it still connects.
 func expectReset(t *testing.T, c *net.TCPConn, err error) {
 	t.Helper()
