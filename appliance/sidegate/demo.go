@@ -31,34 +31,44 @@ func demonstrate(ctx context.Context, out io.Writer, color, keep bool) (err erro
 	p.line("%s", p.paint(bold, "The gateway's configuration"))
 	p.block(s.config)
 
-	failed, err := p.play(ctx, s, steps)
-	if err == nil && keep {
-		p.block(s.entrances())
-		<-ctx.Done()
-		ctx = context.WithoutCancel(ctx)
-	}
-	if err == nil {
-		var more []string
-		more, err = p.play(ctx, s, lastSteps)
-		failed = append(failed, more...)
-	}
+	failed, err := p.perform(ctx, s, keep)
 	if err == nil && len(failed) > 0 {
 		err = fmt.Errorf("not as expected: %s", strings.Join(failed, "; "))
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errInterrupted):
+		return err
+	case err != nil:
 		return s.withLogs(err)
 	}
-	p.line("")
-	p.line("%s Everything was as expected, in %s.", p.paint(green, "✓"), brief(time.Since(start)))
+	p.line("\n%s Everything was as expected, in %s.", p.paint(green, "✓"), brief(time.Since(start)))
 	return nil
 }
 
-// play performs steps and returns the titles of those of which a claim failed. An error is of the demonstration itself.
+var errInterrupted = errors.New("interrupted")
+
+// perform plays all steps and returns the titles of those of which a claim failed. An error is of the demonstration
+// itself.
+func (p *script) perform(ctx context.Context, s *stage, keep bool) (failed []string, err error) {
+	failed, err = p.play(ctx, s, steps)
+	if err != nil {
+		return failed, err
+	}
+	if keep {
+		p.block(s.entrances())
+		<-ctx.Done()
+		p.line("")
+		ctx = context.WithoutCancel(ctx)
+	}
+	more, err := p.play(ctx, s, lastSteps)
+	return append(failed, more...), err
+}
+
 func (p *script) play(ctx context.Context, s *stage, steps []step) (failed []string, err error) {
 	for _, step := range steps {
-		ok, err := p.perform(ctx, s, step)
+		ok, err := p.step(ctx, s, step)
 		if ctx.Err() != nil {
-			return failed, errors.New("interrupted")
+			return failed, errInterrupted
 		}
 		if err != nil {
 			return failed, fmt.Errorf("step %d, %s: %w", p.steps, step.title, err)
@@ -70,7 +80,7 @@ func (p *script) play(ctx context.Context, s *stage, steps []step) (failed []str
 	return failed, nil
 }
 
-func (p *script) perform(ctx context.Context, s *stage, step step) (ok bool, err error) {
+func (p *script) step(ctx context.Context, s *stage, step step) (ok bool, err error) {
 	var to netip.Addr
 	title := step.title
 	if step.host != "" {
@@ -109,13 +119,17 @@ func (p *script) perform(ctx context.Context, s *stage, step step) (ok bool, err
 
 // entrances says how to look around in the network.
 func (s *stage) entrances() string {
+	program, err := os.Executable()
+	if err != nil {
+		program = "sidegate"
+	}
 	var b strings.Builder
 	b.WriteString("The network stays until Ctrl-C. A shell in it:\n\n")
 	for _, h := range s.Hosts() {
-		fmt.Fprintf(&b, "  nsenter --net=/run/netns/%s bash   # %s, %s\n", h.Namespace(), h.Name(), h.Addr4())
+		fmt.Fprintf(&b, "  nsenter --net=/run/netns/%-20s bash   # %s\n", h.Namespace(), h.Addr4())
 	}
 	fmt.Fprintf(&b, "\nEvery host of the internet serves http://ADDRESS/whoami and /bytes/N, and echoes on port %d.\nThe gateway:\n\n", echoPort)
-	fmt.Fprintf(&b, "  sidegate status --socket %s\n", s.gateway.Socket)
+	fmt.Fprintf(&b, "  %s status --socket %s\n", program, s.gateway.Socket)
 	fmt.Fprintf(&b, "  less %s\n", s.gateway.Log())
 	return b.String()
 }

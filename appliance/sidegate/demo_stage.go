@@ -66,7 +66,7 @@ func newStage(ctx context.Context, binary string) (_ *stage, err error) {
 		files:    map[string]*lab.FileServer{},
 		echoes:   map[string]*lab.Echo{},
 	}
-	dante, err := l.Host(lab.Upstream).StartDante(ctx, lab.DanteOptions{})
+	dante, err := l.Host(lab.Upstream).StartDante(context.WithoutCancel(ctx), lab.DanteOptions{}) // it ends with the lab
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,8 @@ func startGateway(ctx context.Context, s *stage, _ string, _ netip.Addr) (_ flow
 	if s.pristine, err = s.kernelState(ctx); err != nil {
 		return flow{}, err
 	}
-	s.gateway, err = s.sidegate.StartGateway(ctx, lab.GatewayOptions{Binary: s.binary, Config: s.config})
+	// It ends in its own step or with the lab, not by Ctrl-C.
+	s.gateway, err = s.sidegate.StartGateway(context.WithoutCancel(ctx), lab.GatewayOptions{Binary: s.binary, Config: s.config})
 	if err != nil {
 		return flow{}, err
 	}
