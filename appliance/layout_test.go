@@ -21,7 +21,8 @@ var layout = map[string][]string{
 	"policy": {}, "config": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
 	"doctor": {}, "admin": {}, "lab": {},
 
-	"bench": {"lab", "admin"}, // no part of the product: it measures the built program
+	// no part of the product: they measure and try the built program
+	"bench": {"lab", "admin"}, "endtoend": {"lab"},
 }
 
 // pure packages see nothing but the standard library, however indirectly.
