@@ -24,15 +24,15 @@ type mmsghdr struct {
 	_      [unsafe.Sizeof(uintptr(0)) - 4]byte
 }
 
-// batch receives datagrams. Each thread that receives has one; nothing in it outlives the handling of
-// one event.
+// batch receives datagrams, of several sockets one after the other until it is emptied.
 type batch struct {
 	memory   []byte // outside of the collector's heap
 	messages [batchSize]mmsghdr
 	vectors  [batchSize]unix.Iovec
 	names    [batchSize]sockaddr
 	controls [batchSize][controlSize / 8]uint64
-	used     int // how many messages the kernel has written to since they were prepared
+	filled   int // datagrams in it
+	dirty    int // messages that must be prepared before the kernel writes to them again
 }
 
 // controlSize has room for IPV6_ORIGDSTADDR and UDP_GRO.
@@ -43,7 +43,7 @@ func newBatch() (*batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("allocating a batch: %w", err)
 	}
-	b := &batch{memory: memory, used: batchSize}
+	b := &batch{memory: memory, dirty: batchSize}
 	for i := range b.messages {
 		b.vectors[i].Base = &memory[i*slotSize]
 		b.vectors[i].SetLen(slotSize)
@@ -58,24 +58,32 @@ func newBatch() (*batch, error) {
 
 func (b *batch) close() { unix.Munmap(b.memory) }
 
-// receive takes what waits at a socket, without blocking, and returns how many datagrams it was. An
-// error of the socket, such as an ICMP message that came back, is the same as nothing: it concerns
-// a datagram that was sent before.
-func (b *batch) receive(fd int) int {
-	for i := range b.messages[:b.used] {
+// empty forgets the datagrams.
+func (b *batch) empty() {
+	for i := range b.messages[:b.dirty] {
 		m := &b.messages[i]
 		m.Namelen = unix.SizeofSockaddrInet6
 		m.SetControllen(controlSize)
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.messages[0])), batchSize, unix.MSG_DONTWAIT, 0, 0)
+	b.filled, b.dirty = 0, 0
+}
+
+// receive adds what waits at a socket, without blocking, as far as there is room. The new datagrams
+// are those from first to before end. An error of the socket, such as an ICMP message that came back,
+// is the same as nothing: it concerns a datagram that was sent before.
+func (b *batch) receive(fd int) (first, end int) {
+	first = b.filled
+	free := b.messages[first:]
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&free[0])), uintptr(len(free)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		n = 0
 	}
-	b.used = int(max(n, 1))
-	return int(n)
+	b.filled = first + int(n)
+	b.dirty = min(b.filled+1, batchSize)
+	return first, b.filled
 }
 
-// payload is the i-th datagram; valid until the next receive.
+// payload is the i-th datagram; valid until the batch is emptied.
 func (b *batch) payload(i int) []byte {
 	start := i * slotSize
 	end := start + int(b.messages[i].length)

@@ -122,7 +122,8 @@ func (g *generator) run(n int, payload []byte) {
 func (g *generator) collect(client, count int) (missing int) {
 	poll := []unix.PollFd{{Fd: int32(g.fds[client]), Events: unix.POLLIN}}
 	for count > 0 {
-		if n := g.in.receive(g.fds[client]); n > 0 {
+		g.in.empty()
+		if _, n := g.in.receive(g.fds[client]); n > 0 {
 			count -= n
 			continue
 		}

@@ -153,7 +153,8 @@ func echoBatches(t testing.TB, c *net.UDPConn) {
 	}
 	for {
 		if raw.Read(func(fd uintptr) bool {
-			n := in.receive(int(fd))
+			in.empty()
+			_, n := in.receive(int(fd))
 			socket := udpSocket{registration: registration{fd: int(fd)}}
 			out.begin(&socket)
 			for i := range n {

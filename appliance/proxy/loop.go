@@ -25,6 +25,7 @@ type loop struct {
 	wake  int // an eventfd that ends run
 	slots []slot
 	free  []int32
+	after func() // called after each round of events, as handlers are; may be nil
 }
 
 // slot is where an event finds its handler. The generation tells an event of a descriptor that was
@@ -138,6 +139,11 @@ func (l *loop) run() error {
 				return nil
 			}
 			l.handle(e)
+		}
+		if l.after != nil {
+			l.mu.Lock()
+			l.after()
+			l.mu.Unlock()
 		}
 	}
 }

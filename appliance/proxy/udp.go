@@ -158,10 +158,11 @@ func (l *udpListener) close() {
 
 // ready passes on what arrived, each run of datagrams of one flow together.
 func (l *udpListener) ready(uint32) {
-	n := l.in.receive(l.fd)
+	l.in.empty()
+	_, end := l.in.receive(l.fd)
 	now := monotonic()
 	var run flowKey
-	for i := range n {
+	for i := range end {
 		client, ok := l.in.source(i)
 		key := flowKey{client, l.in.notes(i).destination}
 		if !ok || key.remote == (endpoint{}) {

@@ -67,12 +67,15 @@ func (f *flow) touch(now int64) {
 // ready passes on what the client sent.
 func (f *flow) ready(uint32) {
 	s := f.shard
-	n := s.in.receive(f.socket.fd)
-	if n == 0 {
+	if s.gathering != f.session || s.in.filled > batchSize/2 {
+		s.emptied()
+	}
+	first, end := s.in.receive(f.socket.fd)
+	if first == end {
 		return
 	}
 	s.payloads = s.payloads[:0]
-	for i := range n {
+	for i := first; i < end; i++ {
 		s.payloads = append(s.payloads, s.in.payload(i))
 	}
 	f.up(s.payloads, monotonic())
@@ -93,11 +96,9 @@ func (f *flow) up(payloads [][]byte, now int64) {
 	if f.header == nil {
 		f.header = x.association.Header(remote)
 	}
-	f.shard.out.begin(&x.socket)
 	for _, p := range payloads {
 		x.put(remote, f.header, p)
 	}
-	x.sent()
 }
 
 // settle asks the policy about a flow that the remote began, now that the client sends too, and

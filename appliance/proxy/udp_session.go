@@ -135,7 +135,8 @@ func (x *session) fail(err error) {
 	}
 	refused := len(x.queue)
 	for f := x.flows.oldest(); f != nil; f = x.flows.oldest() {
-		refused += x.shard.in.receive(f.socket.fd) // what would go uncounted with the socket
+		_, waiting := x.shard.emptied().receive(f.socket.fd) // would go uncounted with the socket
+		refused += waiting
 		f.end()
 	}
 	server.refuse(x.reason, refused)
@@ -157,6 +158,9 @@ func (x *session) end() {
 		f.end()
 	}
 	if x.state == open {
+		if s.gathering == x {
+			s.flush()
+		}
 		s.remove(&x.socket.registration)
 		s.server().log.Debug("udp session ended", "client", x.key.client.addrPort(), "outbound", x.key.outbound)
 	}
@@ -180,17 +184,16 @@ func (x *session) enqueue(remote endpoint, payloads [][]byte) {
 }
 
 func (x *session) flushQueue() {
-	s := x.shard
-	s.out.begin(&x.socket)
 	for _, q := range x.queue {
 		x.put(q.remote.addrPort(), x.association.Header(q.remote.addrPort()), q.payload)
 	}
-	x.sent()
+	x.shard.flush()
 	x.queue, x.queueBytes = nil, 0
 }
 
-// put adds a datagram to what the shard's sender sends upstream.
+// put gathers a datagram for the upstream.
 func (x *session) put(remote netip.AddrPort, header, payload []byte) {
+	x.shard.gather(x)
 	if x.association.Connected {
 		x.shard.out.add(header, payload, nil, 0)
 		return
@@ -200,19 +203,11 @@ func (x *session) put(remote netip.AddrPort, header, payload []byte) {
 	x.shard.out.add(nil, payload, &name, length)
 }
 
-func (x *session) sent() {
-	r := x.shard.out.end()
-	x.traffic.up.add(r.packets, r.bytes)
-	if r.lost > 0 {
-		x.shard.server().refuse(SendFailed, r.lost)
-	}
-}
-
 // ready passes on what came from the upstream, the datagrams of one remote together.
 func (x *session) ready(uint32) {
 	s := x.shard
-	n := s.in.receive(x.socket.fd)
-	if n == 0 {
+	_, end := s.emptied().receive(x.socket.fd)
+	if end == 0 {
 		return
 	}
 	now := monotonic()
@@ -221,7 +216,7 @@ func (x *session) ready(uint32) {
 	var touched [batchSize]*flow
 	flows := touched[:0]
 	var last *flow
-	for i := range n {
+	for i := range end {
 		remote, payload, ok := x.parse(i)
 		if !ok {
 			s.server().refuse(Malformed, 1)

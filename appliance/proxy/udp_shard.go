@@ -16,9 +16,10 @@ type shard struct {
 	sessions map[sessionKey]*session
 	flows    map[flowKey]*flow
 
-	in       *batch // for the loop's thread
-	out      *sender
-	payloads [][]byte // scratch
+	in        *batch
+	out       *sender
+	gathering *session // the one that out holds datagrams for; they may lie in in
+	payloads  [][]byte // scratch
 }
 
 // udpClient is one client address, and what it holds.
@@ -59,6 +60,7 @@ func newShard(u *udp, name string) (_ *shard, err error) {
 		s.in.close()
 		return nil, err
 	}
+	s.loop.after = s.flush
 	return s, nil
 }
 
@@ -80,6 +82,38 @@ func (s *shard) arrived(key flowKey, payloads [][]byte, now int64) {
 		}
 	}
 	f.up(payloads, now)
+	s.flush() // the payloads are the listener's
+}
+
+// gather makes out ready for datagrams to a session's upstream. They leave with the next flush: what
+// several flows of one session have received in one round leaves together.
+func (s *shard) gather(x *session) {
+	if s.gathering != x {
+		s.flush()
+		s.out.begin(&x.socket)
+		s.gathering = x
+	}
+}
+
+// flush sends what was gathered.
+func (s *shard) flush() {
+	x := s.gathering
+	if x == nil {
+		return
+	}
+	s.gathering = nil
+	r := s.out.end()
+	x.traffic.up.add(r.packets, r.bytes)
+	if r.lost > 0 {
+		s.server().refuse(SendFailed, r.lost)
+	}
+}
+
+// emptied empties the batch, but not before all of it was sent.
+func (s *shard) emptied() *batch {
+	s.flush()
+	s.in.empty()
+	return s.in
 }
 
 // admit makes the flow for a client's first datagram to somebody. What costs a system call or memory
