@@ -2,16 +2,18 @@ package proxy
 
 import (
 	"fmt"
+	"io"
 	"net"
 
 	"golang.org/x/sys/unix"
 )
 
-// relayLoop splices between pairs of TCP sockets. It has no timers, no buffers and no goroutine per
+// relayLoop splices between pairs of TCP sockets. It has no timer, no buffer and no goroutine per
 // connection: an idle one costs a few hundred bytes.
 type relayLoop struct {
 	*loop
 	server     *Server
+	message    [smallMessage]byte
 	pipes      []pipe              // empty ones, ready for use
 	halfClosed map[*relay]struct{} // one direction has ended
 }
@@ -39,6 +41,7 @@ type side struct {
 	// socket is full, which is also the only time when the side is not read.
 	pipe    pipe
 	pending int
+	bulk    bool // what was read last was no small message
 	done    bool // read to its end (FIN), and the peer told so
 
 	total   *int64
@@ -51,6 +54,9 @@ const (
 	// chunk is how many bytes one event moves at most, so that a fast connection and a small one
 	// share a loop fairly. It is also the size asked for pipes.
 	chunk = 256 << 10
+	// smallMessage is what is copied and not spliced, in bytes. The rest of one fits into any pipe: the
+	// smallest that the kernel gives has two pages (pipe(7), pipe-user-pages-soft).
+	smallMessage = 8 << 10
 	// sparePipes is how many empty pipes a loop keeps.
 	sparePipes = 16
 )
@@ -132,72 +138,113 @@ func (s *side) ready(events uint32) {
 	}
 }
 
-// move carries the stream on by one chunk: what is pending first. An error means that one of the
-// sockets is broken.
+// move carries the stream on by one step. An error means that one of the sockets is broken.
 func (s *side) move() error {
-	if s.pending == 0 {
-		if err := s.fill(); err != nil {
-			return err
-		}
-	}
-	if s.pending > 0 {
+	switch {
+	case s.pending > 0:
 		return s.drain()
+	case s.bulk:
+		return s.splice()
 	}
+	return s.copy()
+}
+
+// copy moves a small message through memory: that is less work than splicing it. What is longer is
+// spliced from then on.
+func (s *side) copy() error {
+	message := s.relay.loop.message[:]
+	n, err := unix.Read(s.fd, message)
+	switch {
+	case later(err):
+		return nil
+	case err != nil:
+		return err
+	case n == 0:
+		return s.end()
+	}
+	s.bulk = n == len(message)
+	written, err := unix.Write(s.peer.fd, message[:n])
+	if err != nil && !later(err) {
+		return err
+	}
+	s.count(max(written, 0))
+	if rest := message[max(written, 0):n]; len(rest) > 0 {
+		return s.hold(rest)
+	}
+	return nil
+}
+
+// hold keeps what the peer did not take.
+func (s *side) hold(rest []byte) error {
+	p, err := s.relay.loop.pipe()
+	if err != nil {
+		return err
+	}
+	n, err := unix.Write(p.write, rest)
+	if err == nil && n < len(rest) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		p.close()
+		return err
+	}
+	s.pipe, s.pending = p, n
 	return nil
 }
 
 const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
 
-// fill reads into a pipe, and hands on the end of the stream.
-func (s *side) fill() error {
+// splice moves pages from one socket to the other.
+func (s *side) splice() error {
 	p, err := s.relay.loop.pipe()
 	if err != nil {
 		return err
 	}
-	n, err := again(func() (int64, error) { return unix.Splice(s.fd, nil, p.write, nil, chunk, spliceFlags) })
+	n, err := unix.Splice(s.fd, nil, p.write, nil, chunk, spliceFlags)
 	if n > 0 {
 		s.pipe, s.pending = p, int(n)
-		return nil
+		s.bulk = n >= smallMessage
+		return s.drain()
 	}
 	s.relay.loop.keep(p)
 	switch {
-	case err == unix.EAGAIN:
+	case later(err):
 		return nil
 	case err != nil:
 		return err
 	}
-	s.done = true
-	return unix.Shutdown(s.peer.fd, unix.SHUT_WR)
+	return s.end()
 }
 
 // drain writes what is in the pipe.
 func (s *side) drain() error {
-	n, err := again(func() (int64, error) {
-		return unix.Splice(s.pipe.read, nil, s.peer.fd, nil, s.pending, spliceFlags)
-	})
-	if err == unix.EAGAIN {
+	n, err := unix.Splice(s.pipe.read, nil, s.peer.fd, nil, s.pending, spliceFlags)
+	switch {
+	case later(err):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	s.pending -= int(n)
-	*s.total += n
-	s.counter.add(0, int(n))
-	if s.pending == 0 {
+	s.count(int(n))
+	if s.pending -= int(n); s.pending == 0 {
 		s.relay.loop.keep(s.pipe)
 		s.pipe = pipe{}
 	}
 	return nil
 }
 
-// again repeats a system call that a signal interrupted.
-func again(call func() (int64, error)) (n int64, err error) {
-	for {
-		if n, err = call(); err != unix.EINTR {
-			return n, err
-		}
-	}
+// later says that there is nothing to do until epoll reports the socket again.
+func later(err error) bool { return err == unix.EAGAIN || err == unix.EINTR }
+
+func (s *side) count(n int) {
+	*s.total += int64(n)
+	s.counter.add(0, n)
+}
+
+// end hands on the end of the stream.
+func (s *side) end() error {
+	s.done = true
+	return unix.Shutdown(s.peer.fd, unix.SHUT_WR)
 }
 
 // update tells epoll what the relay waits for now.
