@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -160,53 +159,4 @@ func lockDirectory(path string, how int) (*os.File, error) {
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}
 	return d, nil
-}
-
-// killInside ends every process whose network is one of the named namespaces, except this one, and waits until they
-// are gone. Finding them by namespace catches those that left their process group.
-func killInside(names []string) error {
-	inodes := make(map[uint64]bool)
-	for _, name := range names {
-		var st unix.Stat_t
-		if unix.Stat(filepath.Join(namesRoot, name), &st) == nil {
-			inodes[st.Ino] = true
-		}
-	}
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		pids, err := processesIn(inodes)
-		if err != nil || len(pids) == 0 {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v do not end", pids)
-		}
-		for _, pid := range pids {
-			// A process that ended in between is what is wanted.
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("ending process %d: %w", pid, err)
-			}
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-func processesIn(inodes map[uint64]bool) ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("listing processes: %w", err)
-	}
-	var pids []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		var st unix.Stat_t
-		// Unreadable: ended, a zombie, or a kernel thread. None of them is in a lab.
-		if unix.Stat(filepath.Join("/proc", e.Name(), "ns/net"), &st) == nil && inodes[st.Ino] {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
 }

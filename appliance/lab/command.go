@@ -181,26 +181,28 @@ func (p *Process) Signal(s syscall.Signal) error {
 	return nil
 }
 
-// Stop asks the process group to end, kills what is left after two seconds, and waits. How the process ended is not
-// reported: see Wait.
+// Stop asks the process group to end, kills what is left when the process has ended, or after two seconds, and waits
+// until all are gone. How the process ended is not reported: see Wait.
 func (p *Process) Stop() error {
 	if err := p.Signal(unix.SIGTERM); err != nil {
 		return err
 	}
 	select {
 	case <-p.done:
-		return nil
 	case <-time.After(2 * time.Second):
-		return p.Kill()
 	}
+	return p.Kill()
 }
 
-// Kill ends the process group at once, as a crash would, and waits.
+// Kill ends the process group at once, as a crash would, and waits until all are gone.
 func (p *Process) Kill() error {
 	if err := p.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	<-p.done
+	if err := killGroup(p.Pid(), p.host.ns.name); err != nil {
+		return fmt.Errorf("ending %s on %s: %w", p.name, p.host.name, err)
+	}
 	return nil
 }
 

@@ -103,9 +103,15 @@ func TestPaths(t *testing.T) {
 				request := func(out bool) func(Packet) bool {
 					return func(p Packet) bool { return p.Out == out && p.Src.Addr() == own && p.Dst == to }
 				}
-				in, out := count(atSidegate, request(false)), count(atSidegate, request(true))
-				if in < 5 || in != out {
-					t.Errorf("sidegate received %d packets of the request and sent %d", in, out)
+				// The last packets may still be on their way when curl has ended.
+				err = Wait(ctx, "sidegate to have forwarded all of the request", func() error {
+					if in, out := count(atSidegate, request(false)), count(atSidegate, request(true)); in < 5 || in != out {
+						return fmt.Errorf("it received %d packets and sent %d", in, out)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
 				}
 				if n := count(atSidegate, To(own)); n != 0 {
 					t.Errorf("%d reply packets crossed sidegate, want 0", n)
@@ -283,6 +289,37 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// TestStop stops a program that ends in order and leaves a child which does not.
+func TestStop(t *testing.T) {
+	l := newLab(t, Options{})
+	ctx := brief(t)
+	p, err := l.Host(Laptop).Command(ctx, "sh", "-c", `trap "exit 0" TERM
+		sh -c 'trap "" TERM; echo child $$; while :; do sleep 1; done' & wait`).Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	err = Wait(ctx, "the child's number", func() error {
+		_, err := fmt.Sscanf(p.Tail(1), "child %d", &child)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := p.Wait(); err != nil {
+		t.Errorf("the program was not asked first: %v", err)
+	}
+	if err := gone(child)(); err != nil {
+		t.Error(err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Errorf("stopping what has ended: %v", err)
+	}
+}
+
 // cgroupForTest makes an empty cgroup v2.
 func cgroupForTest(t *testing.T) string {
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
@@ -318,6 +355,9 @@ func gone(pid int) func() error {
 		return fmt.Errorf("process %d is alive", pid)
 	}
 }
+
+// markForTest is in the environment of the processes that traces looks for.
+func markForTest() string { return fmt.Sprintf("SIDEGATE_LAB_TEST_MARK=%d", os.Getpid()) }
 
 // traces lists what a lab could leave behind on the machine.
 func traces(t *testing.T) map[string][]string {
@@ -361,13 +401,13 @@ func traces(t *testing.T) map[string][]string {
 		}
 	}
 	slices.Sort(found["fds"])
-	children, err := exec.Command("ps", "--ppid", fmt.Sprint(os.Getpid()), "-o", "comm=").Output()
+	environments, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(children)) {
-		if line != "ps\n" {
-			found["processes"] = append(found["processes"], line)
+	for _, path := range environments {
+		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), markForTest()) {
+			found["processes"] = append(found["processes"], path)
 		}
 	}
 	return found
@@ -415,16 +455,27 @@ func TestClose(t *testing.T) {
 	}
 	for _, h := range l.Hosts() {
 		// One process that leaves its group, which must be found nevertheless.
-		if _, err := h.Command(ctx, "sh", "-c", "setsid sleep 1000 & sleep 1000").Start(); err != nil {
+		c := h.Command(ctx, "sh", "-c", "setsid sleep 1000 & sleep 1000")
+		c.Env = []string{markForTest()}
+		if _, err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	err = Wait(ctx, "three processes on each host", func() error {
+		if n := len(traces(t)["processes"]); n < 3*len(l.Hosts()) {
+			return fmt.Errorf("there are %d", n)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	c, err := l.Host(Laptop).Dial(ctx, "tcp", echo.Addr4().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	during := traces(t)
-	if len(during["mounts"]) == 0 || len(during["processes"]) == 0 || len(during["files"]) == 0 {
+	if len(during["mounts"]) == 0 || len(during["files"]) == 0 {
 		t.Errorf("traces sees no lab at all: %v", during)
 	}
 

@@ -67,7 +67,27 @@ func (d *Daemon) URL(scheme string, c Credentials) string {
 	return fmt.Sprintf("%s://%s", scheme, d.Addr4)
 }
 
-// startDaemon starts a prepared server and waits until its TCP port accepts.
+// listens asks the kernel, not the server: iperf3 takes a connection that says nothing for its only client.
+func (h *Host) listens(port uint16) error {
+	return h.Do(func() error {
+		for _, table := range []string{"tcp", "tcp6"} {
+			sockets, err := os.ReadFile("/proc/thread-self/net/" + table)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(sockets)) {
+				const stateListen = "0A" // proc_net_tcp in the kernel's documentation
+				f := strings.Fields(line)
+				if len(f) > 3 && f[3] == stateListen && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("nothing listens on port %d", port)
+	})
+}
+
+// startDaemon starts a prepared server and waits until it listens on a TCP port.
 func (h *Host) startDaemon(c *Command, port uint16) (*Daemon, error) {
 	p, err := c.Start()
 	if err != nil {
@@ -89,13 +109,7 @@ func (h *Host) startDaemon(c *Command, port uint16) (*Daemon, error) {
 		case <-ctx.Done():
 		}
 	}()
-	err = Wait(ctx, fmt.Sprintf("%s to listen on %s", p.name, d.Addr4), func() error {
-		conn, err := h.Dial(ctx, "tcp", d.Addr4.String())
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
+	err = Wait(ctx, fmt.Sprintf("%s to listen on %s", p.name, d.Addr4), func() error { return h.listens(port) })
 	if err != nil {
 		log := p.tailForError()
 		return nil, errors.Join(fmt.Errorf("%w%s", err, log), p.Kill())

@@ -192,6 +192,26 @@ func TestCaptureDrops(t *testing.T) {
 	}
 }
 
+// TestCaptureClose counts what passed right before the end.
+func TestCaptureClose(t *testing.T) {
+	l := newLab(t, Options{})
+	to := netip.AddrPortFrom(l.Host(Sidegate).Addr4(), 9)
+	for range 10 {
+		c, err := l.Host(Laptop).Capture()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Host(Laptop).Flood(brief(t), Flood{To: []netip.AddrPort{to}, Packets: 100}); err != nil {
+			t.Fatal(err)
+		}
+		sum, err := c.Close()
+		again, errAgain := c.Count(To(to.Addr()))
+		if err != nil || errAgain != nil || sum.Packets < 100 || again.Packets != 100 {
+			t.Errorf("closed with %d packets, %v, then counted %d, %v, want 100", sum.Packets, err, again.Packets, errAgain)
+		}
+	}
+}
+
 func TestPingPong(t *testing.T) {
 	l := newLab(t, Options{})
 	ctx := brief(t)
