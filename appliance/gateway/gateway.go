@@ -99,11 +99,6 @@ func Run(ctx context.Context, o Options) error {
 	if o.Socket.Path == "" {
 		o.Socket.Path = admin.DefaultSocket
 	}
-	if o.ConfigFile != "" {
-		if absolute, err := filepath.Abs(o.ConfigFile); err == nil && !strings.HasPrefix(o.ConfigFile, "/dev/") {
-			o.ConfigFile = absolute
-		}
-	}
 	g := &gateway{
 		options: o,
 		log:     o.Log,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"sidegate/appliance/config"
@@ -18,7 +19,7 @@ import (
 // a Plan is refused by run, reload and check alike, because all of them call Load.
 type Plan struct {
 	Config    *config.Config
-	BuiltIn   bool   // there was no file
+	Path      string // absolute path of the file; empty: the built-in default
 	Digest    string // SHA-256 of the file in hexadecimal; empty if it is no regular file
 	outbounds *outbound.Set
 	upstreams []upstream
@@ -27,15 +28,15 @@ type Plan struct {
 // Load reads a configuration file, or takes the built-in default for "", makes its outbounds and compiles
 // its policy. Nothing is opened and no name is looked up. Errors are lines of the form FILE:LINE: ….
 func Load(path string) (*Plan, error) {
-	p := &Plan{BuiltIn: path == ""}
-	if p.BuiltIn {
+	p := &Plan{}
+	if path == "" {
 		p.Config = config.Default()
 	} else {
 		c, err := config.Load(path)
 		if err != nil {
 			return nil, err
 		}
-		p.Config, p.Digest = c, digest(path)
+		p.Config, p.Path, p.Digest = c, absolute(path), digest(path)
 	}
 	if err := p.makeOutbounds(); err != nil {
 		return nil, err
@@ -45,6 +46,13 @@ func Load(path string) (*Plan, error) {
 		return nil, config.Position{File: p.Config.File}.Errorf("%w", err)
 	}
 	return p, nil
+}
+
+func absolute(path string) string {
+	if full, err := filepath.Abs(path); err == nil {
+		return full
+	}
+	return path // the working directory is gone: as it was named
 }
 
 func digest(path string) string {

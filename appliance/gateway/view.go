@@ -52,17 +52,14 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 }
 
 func (f inForce) describe() admin.Config {
-	c := admin.Config{
+	return admin.Config{
+		File:          f.plan.Path,
 		Digest:        f.plan.Digest,
 		Rules:         len(f.policy.file.Rules),
 		ImplicitRules: f.policy.implicit,
 		Default:       f.policy.file.Default,
 		OnFailure:     f.plan.Config.OnFailure.String(),
 	}
-	if !f.plan.BuiltIn {
-		c.File = f.plan.Config.File
-	}
-	return c
 }
 
 func (g *gateway) proxyStatus() admin.Proxy {

@@ -85,8 +85,7 @@ func (c *explainCmd) explain(f policy.Flow, live admin.LiveExplanation, running 
 			return result, err
 		}
 		result.Explanation = plan.Explain(f)
-		file, err := filepath.Abs(c.Config)
-		same = running && err == nil && file == live.Config.File && plan.Digest == live.Config.Digest
+		same = running && plan.Path == live.Config.File && plan.Digest == live.Config.Digest
 	}
 	if same { // its policy knows the addresses of upstreams that are given by name
 		result.Explanation = live.Policy

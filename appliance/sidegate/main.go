@@ -82,7 +82,7 @@ func (e *env) main(ctx context.Context, args []string) (status int) {
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		e.fail(fmt.Errorf("%w; see: sidegate %s--help", err, within(args[0])))
+		e.fail(fmt.Errorf("%w; see: sidegate %s--help", err, within(err)))
 		return 1
 	}
 	err = command.Run()
@@ -97,11 +97,11 @@ func (e *env) main(ctx context.Context, args []string) (status int) {
 }
 
 // within is the command whose help to read.
-func within(first string) string {
-	if strings.HasPrefix(first, "-") {
-		return ""
+func within(err error) string {
+	if at := (*kong.ParseError)(nil); errors.As(err, &at) && at.Context.Selected() != nil {
+		return at.Context.Selected().Name + " "
 	}
-	return first + " "
+	return ""
 }
 
 // fail prints an error: lines about a configuration as a compiler does, FILE:LINE: …, others after our name.
