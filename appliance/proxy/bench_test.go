@@ -135,27 +135,30 @@ func (g *generator) collect(client, count int) (missing int) {
 }
 
 // relayTime is the processor time of the relay's threads so far.
-func relayTime(b *testing.B) (total time.Duration) {
-	b.Helper()
+func relayTime(b *testing.B) time.Duration { return relayTimeOf(b, "relay-") }
+
+// relayTimeOf is that of the threads whose names begin so.
+func relayTimeOf(t testing.TB, prefix string) (total time.Duration) {
+	t.Helper()
 	tasks, err := filepath.Glob("/proc/self/task/*")
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
 	for _, task := range tasks {
 		name, _ := os.ReadFile(task + "/comm")
-		if !strings.HasPrefix(string(name), "relay-") {
+		if !strings.HasPrefix(string(name), prefix) {
 			continue
 		}
 		var running int64
 		if stat, err := os.ReadFile(task + "/schedstat"); err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		} else if _, err := fmt.Sscan(string(stat), &running); err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
 		total += time.Duration(running)
 	}
 	if total == 0 {
-		b.Fatal("the relay's threads were not found")
+		t.Fatalf("no thread %s… was found", prefix)
 	}
 	return total
 }

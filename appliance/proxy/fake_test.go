@@ -51,6 +51,7 @@ type socksServer struct {
 	controls map[net.Conn]bool
 	accepted atomic.Int64
 	hold     atomic.Pointer[chan struct{}] // closed when UDP ASSOCIATE may be answered
+	lastFrom atomic.Pointer[sockaddr]      // where the last datagram came from: a mapping
 	wg       sync.WaitGroup
 }
 
@@ -70,7 +71,7 @@ func (r *rig) socksServer(address netip.AddrPort) *socksServer {
 	}
 	s.relay.SetReadBuffer(16 << 20)
 	s.wg.Go(s.serve)
-	s.wg.Go(func() { echoBatches(t, s.relay) })
+	s.wg.Go(func() { s.echoBatches(t) })
 	t.Cleanup(func() {
 		s.listener.Close()
 		s.relay.Close()
@@ -137,8 +138,8 @@ func (s *socksServer) open() int {
 
 func (s *socksServer) address() netip.AddrPort { return s.listener.Addr().(*net.TCPAddr).AddrPort() }
 
-// echoBatches sends back what arrives, fast, until the connection is closed.
-func echoBatches(t testing.TB, c *net.UDPConn) {
+// echoBatches sends back what arrives, fast, until the relay is closed.
+func (s *socksServer) echoBatches(t testing.TB) {
 	in, err := newBatch()
 	if err != nil {
 		t.Error(err)
@@ -146,7 +147,7 @@ func echoBatches(t testing.TB, c *net.UDPConn) {
 	}
 	defer in.close()
 	out := new(sender)
-	raw, err := c.SyscallConn()
+	raw, err := s.relay.SyscallConn()
 	if err != nil {
 		t.Error(err)
 		return
@@ -159,6 +160,10 @@ func echoBatches(t testing.TB, c *net.UDPConn) {
 			out.begin(&socket)
 			for i := range n {
 				out.add(nil, in.payload(i), &in.names[i], in.messages[i].Namelen)
+			}
+			if n > 0 {
+				from := in.names[n-1]
+				s.lastFrom.Store(&from)
 			}
 			if out.end().lost > 0 {
 				t.Error("the echo lost datagrams")

@@ -33,7 +33,14 @@ import (
 const insideVariable = "SIDEGATE_PROXY_TEST_INSIDE"
 
 func TestMain(m *testing.M) {
-	if os.Getuid() != 0 || os.Getenv(insideVariable) != "" {
+	if os.Getuid() != 0 {
+		os.Exit(m.Run())
+	}
+	if os.Getenv(insideVariable) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "setting lo up: %v: %s\n", err, out)
+			os.Exit(1)
+		}
 		os.Exit(m.Run())
 	}
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -136,6 +143,7 @@ type rig struct {
 	server           *Server
 	verdicts         *verdicts
 	outbounds        outbounds
+	descriptors      int64 // the budget, unless 0
 	stop             func()
 	served           chan error
 }
@@ -149,15 +157,19 @@ func newRig(t testing.TB, o Options, outbounds map[string]outbound.Outbound) *ri
 	return r
 }
 
-func newNetwork(t testing.TB) *rig {
+func needsRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it builds network namespaces")
 	}
+}
+
+func newNetwork(t testing.TB) *rig {
+	t.Helper()
+	needsRoot(t)
 	r := &rig{t: t, client: newNamespace(t), internet: newNamespace(t)}
 	pid := os.Getpid()
 	(*namespace)(nil).run(t, fmt.Sprintf(`
-ip link set lo up
 ip link add lan mtu %[1]d type veth peer name eth0 mtu %[1]d netns /proc/%[2]d/fd/%[3]d
 ip link add wan mtu %[1]d type veth peer name eth0 mtu %[1]d netns /proc/%[2]d/fd/%[4]d
 ip addr add 192.168.7.2/24 dev lan
@@ -212,6 +224,9 @@ func (r *rig) serve(o Options, outbounds map[string]outbound.Outbound) {
 	var err error
 	if r.server, err = Listen(o); err != nil {
 		t.Fatal(err)
+	}
+	if r.descriptors > 0 {
+		r.server.descriptors.limit = r.descriptors
 	}
 	s := r.server.Sockets()
 	(*namespace)(nil).run(t, fmt.Sprintf(`nft -f - <<END

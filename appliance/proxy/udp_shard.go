@@ -159,11 +159,7 @@ func (s *shard) session(c *udpClient, from endpoint, outbound string, now int64)
 	if c.sessions.length >= s.server().options.Limits.Sessions {
 		c.sessions.oldest().end()
 	}
-	if !s.server().descriptors.take(sessionDescriptors) {
-		// What is ended here is closed a little later, so only the client's next attempt finds room.
-		if heaviest := s.heaviest(func(c *udpClient) int { return c.sessions.length }); heaviest != nil {
-			heaviest.sessions.oldest().end()
-		}
+	if !s.makeRoom(sessionDescriptors) {
 		return nil, Descriptors
 	}
 	return s.begin(c, key, out, now), 0
@@ -175,12 +171,8 @@ func (s *shard) open(session *session, key flowKey, now int64) (*flow, Reason) {
 	if c.flows.length >= s.server().options.Limits.Flows {
 		c.flows.oldest().end()
 	}
-	for !s.server().descriptors.take(flowDescriptors) {
-		heaviest := s.heaviest(func(c *udpClient) int { return c.flows.length })
-		if heaviest == nil {
-			return nil, Descriptors
-		}
-		heaviest.flows.oldest().end()
+	if !s.makeRoom(flowDescriptors) {
+		return nil, Descriptors
 	}
 	f, err := s.openFlow(session, key, now)
 	if err != nil {
@@ -191,8 +183,23 @@ func (s *shard) open(session *session, key flowKey, now int64) (*flow, Reason) {
 	return f, 0
 }
 
-// heaviest is the client that has most of something, and so gives up its own when all descriptors
-// are in use; nil if nobody has any.
+// makeRoom takes descriptors. When all are in use, the client that has most gives up its own.
+func (s *shard) makeRoom(descriptors int64) bool {
+	for !s.server().descriptors.take(descriptors) {
+		if c := s.heaviest(func(c *udpClient) int { return c.flows.length }); c != nil {
+			c.flows.oldest().end()
+			continue
+		}
+		// A session's are closed a little later, so that only the next attempt finds room.
+		if c := s.heaviest(func(c *udpClient) int { return c.sessions.length }); c != nil {
+			c.sessions.oldest().end()
+		}
+		return false
+	}
+	return true
+}
+
+// heaviest is the client that has most of something; nil if nobody has any.
 func (s *shard) heaviest(weight func(*udpClient) int) *udpClient {
 	var found *udpClient
 	most := 0

@@ -20,6 +20,7 @@ import (
 // Every length passes both ways, through a real SOCKS5 server and directly: fragmented on the way in
 // from 1,472 bytes on, and the longest that SOCKS5 leaves room for.
 func TestUDPLengths(t *testing.T) {
+	needsRoot(t)
 	for _, through := range []string{"dante", "direct"} {
 		for _, to := range []netip.Addr{server4, server6} {
 			t.Run(through+" "+to.String(), func(t *testing.T) {
@@ -314,6 +315,70 @@ func TestUDPClientLimits(t *testing.T) {
 	}
 	if n := upstream.accepted.Load(); n != associations+1 {
 		t.Error("the oldest session had not been ended")
+	}
+}
+
+// When the process may open no more, the client that has most gives up its own.
+func TestUDPDescriptors(t *testing.T) {
+	r := newNetwork(t)
+	r.descriptors = 2*sessionDescriptors + 11
+	r.serve(Options{Threads: 1}, nil)
+	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
+	r.outbounds.set("up", r.socks5(upstream.address()))
+	to := func(n int) netip.AddrPort { return netip.AddrPortFrom(server4, uint16(5000+n)) }
+	greedy, modest := r.udpClient(client4, 0), r.udpClient(other4, 0)
+	for i := range 20 {
+		if err := greedy.exchange(to(i), []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		if err := modest.exchange(to(i), []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		if err := greedy.exchange(to(i), []byte("more")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := r.server.udp.shards[0]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for client, want := range map[netip.Addr]int{client4: 8, other4: 3} {
+		if n := s.clients[client.As16()].flows.length; n != want {
+			t.Errorf("%s has %d flows, want %d", client, n, want)
+		}
+	}
+}
+
+// What an upstream says is believed only as far as it can be true.
+func TestUDPMalformedReplies(t *testing.T) {
+	r := newRig(t, Options{}, nil)
+	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
+	r.outbounds.set("up", r.socks5(upstream.address()))
+	c := r.udpClient(client4, 0)
+	to := netip.AddrPortFrom(server4, 5000)
+	if err := c.exchange(to, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	mapping, _ := readSockaddr(upstream.lastFrom.Load())
+	replies := [][]byte{
+		{},
+		{0, 0, 0, 1, 203, 0, 113}, // cut
+		{0, 0, 1, 1, 203, 0, 113, 10, 19, 136, 'x'},                         // a fragment
+		{0, 0, 0, 3, 1, 'a', 0, 53, 'x'},                                    // from a name
+		{0, 0, 0, 1, 127, 0, 0, 1, 0, 53, 'x'},                              // from the client's own loopback
+		append([]byte{0, 0, 0, 4, 0x20, 1, 0xd, 0xb8}, make([]byte, 16)...), // IPv6 to an IPv4 client
+	}
+	for _, reply := range replies {
+		if _, err := upstream.relay.WriteToUDPAddrPort(reply, mapping.addrPort()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all are refused", func() bool { return r.server.Stats().Refused[Malformed] == uint64(len(replies)) })
+	if err := c.exchange(to, []byte("still there")); err != nil {
+		t.Error(err)
 	}
 }
 
