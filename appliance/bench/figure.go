@@ -7,12 +7,17 @@ import (
 	"slices"
 )
 
-// Figure is one line of the result: a quantity of sidegate, and where it makes sense the same quantity of something
-// simpler, measured beside it.
-type Figure struct {
-	Name   string `json:"name"`
+// Quantity is what is measured, and what it is compared with.
+type Quantity struct {
+	What   string `json:"what"`
 	Unit   string `json:"unit"`
-	Beside string `json:"beside,omitempty"` // what was measured beside it
+	Beside string `json:"beside"` // the same quantity of something simpler
+}
+
+// Figure is one line of the result.
+type Figure struct {
+	Name string `json:"name"`
+	Quantity
 	Target string `json:"target,omitempty"` // what the project promises
 	// Most or Least bounds Ratio under --check; 0: no bound.
 	Most  float64 `json:"most,omitempty"`
@@ -21,46 +26,40 @@ type Figure struct {
 	Samples []Sample `json:"samples"`
 	Median  float64  `json:"median"`
 	// Reference is the median of what was measured beside it, Ratio the median over the samples of value ÷ reference.
-	Reference float64 `json:"reference,omitempty"`
-	Ratio     float64 `json:"ratio,omitempty"`
+	Reference float64 `json:"reference"`
+	Ratio     float64 `json:"ratio"`
 }
 
-// Sample is one measurement and its neighbour in time; Beside is 0 where there is none.
+// Sample is one measurement and its neighbour in time.
 type Sample struct {
-	Value  float64 `json:"value"`
-	Beside float64 `json:"beside,omitempty"`
+	Value     float64 `json:"value"`
+	Reference float64 `json:"reference"`
 }
 
 // add appends samples and brings the medians up to date.
 func (f *Figure) add(samples ...Sample) {
 	f.Samples = append(f.Samples, samples...)
-	var values, besides, ratios []float64
+	var values, references, ratios []float64
 	for _, s := range f.Samples {
 		values = append(values, s.Value)
-		if s.Beside > 0 {
-			besides = append(besides, s.Beside)
-			ratios = append(ratios, s.Value/s.Beside)
-		}
+		references = append(references, s.Reference)
+		ratios = append(ratios, s.Value/s.Reference)
 	}
-	f.Median, f.Reference, f.Ratio = median(values), median(besides), median(ratios)
+	f.Median, f.Reference, f.Ratio = median(values), median(references), median(ratios)
 }
 
 // broken says how the figure breaks its bound, if it does.
 func (f *Figure) broken() (how string, is bool) {
 	switch {
 	case f.Most > 0 && f.Ratio > f.Most:
-		return fmt.Sprintf("%s: %.2f× %s, at most %.2f×", f.Name, f.Ratio, f.Beside, f.Most), true
+		return fmt.Sprintf("%s: %s is %.2f times that of %s; at most %.2f", f.Name, f.What, f.Ratio, f.Beside, f.Most), true
 	case f.Least > 0 && f.Ratio < f.Least:
-		return fmt.Sprintf("%s: %.2f× %s, at least %.2f×", f.Name, f.Ratio, f.Beside, f.Least), true
+		return fmt.Sprintf("%s: %s is %.2f times that of %s; at least %.2f", f.Name, f.What, f.Ratio, f.Beside, f.Least), true
 	}
 	return "", false
 }
 
-// median is 0 of nothing.
 func median(values []float64) float64 {
-	if len(values) == 0 {
-		return 0
-	}
 	sorted := slices.Sorted(slices.Values(values))
 	half := len(sorted) / 2
 	if len(sorted)%2 == 1 {
@@ -80,7 +79,7 @@ func (f *Figure) alternate(ctx context.Context, pairs int, value, beside measure
 		order := []struct {
 			measure measurement
 			into    *float64
-		}{{value, &s.Value}, {beside, &s.Beside}}
+		}{{value, &s.Value}, {beside, &s.Reference}}
 		if i%2 == 1 {
 			slices.Reverse(order)
 		}

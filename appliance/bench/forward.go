@@ -11,7 +11,10 @@ import (
 	"sidegate/appliance/lab"
 )
 
-const plainForwarding = "plain forwarding"
+var (
+	directTCP = Quantity{"direct TCP throughput", "Gb/s", "plain forwarding"}
+	directUDP = Quantity{"direct UDP packets of 64 bytes that arrive", "1,000/s", "plain forwarding"}
+)
 
 // forwarding compares direct traffic with a box that only forwards.
 func forwarding(ctx context.Context, b *bench) ([]*Figure, error) {
@@ -31,9 +34,9 @@ func forwarding(ctx context.Context, b *bench) ([]*Figure, error) {
 		*Figure
 		measure measurement
 	}{
-		{&Figure{Name: "direct TCP upload, which crosses the side router", Unit: "Gb/s", Beside: plainForwarding, Least: 0.8}, b.throughput(direct, lab.Upload)},
-		{&Figure{Name: "direct TCP download, which bypasses it", Unit: "Gb/s", Beside: plainForwarding, Least: 0.8}, b.throughput(direct, lab.Download)},
-		{&Figure{Name: "direct UDP, 64 bytes", Unit: "kpps", Beside: plainForwarding, Least: 0.8}, func(ctx context.Context) (float64, error) {
+		{&Figure{Name: "upload, which crosses the side router", Quantity: directTCP, Least: 0.8}, b.throughput(direct, lab.Upload)},
+		{&Figure{Name: "download, which bypasses it", Quantity: directTCP, Least: 0.8}, b.throughput(direct, lab.Download)},
+		{&Figure{Name: "upload, 1 flow", Quantity: directUDP, Least: 0.8}, func(ctx context.Context) (float64, error) {
 			f := lab.Flood{To: []netip.AddrPort{sink.Addr4()}}
 			arrived, took, err := b.flood(ctx, f, sink, func() error { return nil })
 			return float64(arrived) / took.Seconds() / 1e3, err

@@ -4,17 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"net"
-
 	"sidegate/appliance/lab"
 )
 
 const ownSOCKS5 = "the client speaking SOCKS5 itself"
+
+var (
+	proxiedTCP  = Quantity{"proxied TCP throughput", "Gb/s", ownSOCKS5}
+	roundTrips  = Quantity{"time from a small request to its answer", "µs", ownSOCKS5}
+	connections = Quantity{"proxied connections opened, used and closed", "1/s", ownSOCKS5}
+)
 
 // proxying compares proxied TCP with a client that uses the same SOCKS5 server, dante, itself, through a box that only
 // forwards.
@@ -47,14 +52,13 @@ func proxying(ctx context.Context, b *bench) ([]*Figure, error) {
 		to      netip.AddrPort
 		measure func(dialer) measurement
 	}{
-		{&Figure{Name: "proxied TCP upload", Unit: "Gb/s"}, bulk.Addr4(), func(d dialer) measurement { return b.throughput(d, lab.Upload) }},
-		{&Figure{Name: "proxied TCP download", Unit: "Gb/s"}, bulk.Addr4(), func(d dialer) measurement { return b.throughput(d, lab.Download) }},
-		{&Figure{Name: "round trip of 64 bytes", Unit: "µs", Target: "≤ 1.3×", Most: 1.3}, echo.Addr4(), b.roundTrip},
-		{&Figure{Name: "proxied connections", Unit: "1/s"}, echo.Addr4(), b.connections},
+		{&Figure{Name: "upload", Quantity: proxiedTCP}, bulk.Addr4(), func(d dialer) measurement { return b.throughput(d, lab.Upload) }},
+		{&Figure{Name: "download", Quantity: proxiedTCP}, bulk.Addr4(), func(d dialer) measurement { return b.throughput(d, lab.Download) }},
+		{&Figure{Name: "64 bytes each way", Quantity: roundTrips, Target: "≤ 1.3 ×", Most: 1.3}, echo.Addr4(), b.roundTrip},
+		{&Figure{Name: "16 at a time", Quantity: connections}, echo.Addr4(), b.connectionRate},
 	}
 	var figures []*Figure
 	for _, row := range rows {
-		row.Beside = ownSOCKS5
 		err := row.alternate(ctx, b.pairs,
 			b.through(b.sidegate, row.measure(transparent(row.to))),
 			b.through(b.plain, row.measure(itself(row.to))))
@@ -87,8 +91,8 @@ func (b *bench) roundTrip(dial dialer) measurement {
 	}
 }
 
-// connections measures how many connections can be opened, used once and closed in a second.
-func (b *bench) connections(dial dialer) measurement {
+// connectionRate measures how many connections can be opened, used once and closed in a second.
+func (b *bench) connectionRate(dial dialer) measurement {
 	const workers = 16
 	return func(ctx context.Context) (float64, error) {
 		window, cancel := context.WithTimeout(ctx, b.window)

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +22,7 @@ type Report struct {
 	Kernel  string    `json:"kernel"`
 	CPU     string    `json:"cpu"`
 	CPUs    int       `json:"cpus"`
+	Load    string    `json:"load"`   // average of the last minute, before the run: others disturb what is measured
 	Pairs   int       `json:"pairs"`  // of adjacent measurements for each figure
 	Window  float64   `json:"window"` // length of a measurement in seconds
 	Figures []*Figure `json:"figures"`
@@ -39,6 +39,7 @@ func newReport(ctx context.Context, b *bench) (*Report, error) {
 		Kernel: unix.ByteSliceToString(uts.Release[:]),
 		CPU:    processor(),
 		CPUs:   runtime.NumCPU(),
+		Load:   load(),
 		Pairs:  b.pairs,
 		Window: b.window.Seconds(),
 	}, nil
@@ -68,20 +69,32 @@ func processor() string {
 	return runtime.GOARCH
 }
 
-func (r *Report) writeText(out io.Writer) error {
-	fmt.Fprintf(out, "sidegate %s · Linux %s · %d × %s · %s\n", r.Commit, r.Kernel, r.CPUs, r.CPU, r.Date.Format("2006-01-02 15:04 MST"))
-	fmt.Fprintf(out, "medians of %d adjacent pairs, %g s each; × is sidegate ÷ what was measured beside it\n\n", r.Pairs, r.Window)
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "FIGURE\tSIDEGATE\tBESIDE IT\t×\tTARGET\n")
-	for _, f := range r.Figures {
-		beside, ratio := "", ""
-		if f.Beside != "" {
-			beside = fmt.Sprintf("%s  %s", significant(f.Reference), f.Beside)
-			ratio = fmt.Sprintf("%.2f", f.Ratio)
-		}
-		fmt.Fprintf(t, "%s\t%s %s\t%s\t%s\t%s\n", f.Name, significant(f.Median), f.Unit, beside, ratio, f.Target)
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if first, _, found := strings.Cut(string(text), " "); err == nil && found {
+		return first
 	}
-	return t.Flush()
+	return "unknown"
+}
+
+// writeText prints a table that fits into an issue. × is sidegate ÷ what was measured beside it.
+func (r *Report) writeText(out io.Writer) error {
+	w := bufio.NewWriter(out)
+	fmt.Fprintf(w, "sidegate %s · Linux %s · %d × %s · load %s · %s\n", r.Commit, r.Kernel, r.CPUs, r.CPU, r.Load, r.Date.Format("2006-01-02 15:04 MST"))
+	fmt.Fprintf(w, "medians of %d adjacent pairs of %g s; × is sidegate ÷ beside it\n", r.Pairs, r.Window)
+	row := func(cells ...any) {
+		fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-40s %10s %10s %8s   %s", cells...), " "))
+	}
+	var last Quantity
+	for _, f := range r.Figures {
+		if f.Quantity != last {
+			last = f.Quantity
+			fmt.Fprintf(w, "\n%s, %s; beside it: %s\n", f.What, f.Unit, f.Beside)
+			row("", "sidegate", "beside it", "×", "target")
+		}
+		row(f.Name, significant(f.Median), significant(f.Reference), fmt.Sprintf("%.2f", f.Ratio), f.Target)
+	}
+	return w.Flush()
 }
 
 func (r *Report) writeJSON(path string) error {
