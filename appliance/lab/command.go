@@ -44,8 +44,8 @@ type Process struct {
 	host *Host
 	cmd  *exec.Cmd
 	log  string
-	done chan struct{}
-	err  error // valid after done
+	life context.Context // ends with the process
+	err  error           // valid then
 }
 
 // startProcesses owns the thread that starts all processes of the lab. Linux sends a parent-death signal when the
@@ -66,8 +66,10 @@ func (l *Lab) startProcesses() {
 
 // Start starts the program.
 func (c *Command) Start() (_ *Process, err error) {
+	life, end := context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
+			end()
 			err = fmt.Errorf("starting %s on %s: %w", c.name, c.host.name, err)
 		}
 	}()
@@ -79,7 +81,7 @@ func (c *Command) Start() (_ *Process, err error) {
 		host: c.host,
 		cmd:  exec.CommandContext(c.ctx, c.name, c.args...),
 		log:  c.host.lab.file(c.host.name+"-"+filepath.Base(c.name), ".log"),
-		done: make(chan struct{}),
+		life: life,
 	}
 	log, err := os.Create(p.log)
 	if err != nil {
@@ -112,7 +114,7 @@ func (c *Command) Start() (_ *Process, err error) {
 	}
 	forget, ok := c.host.lab.onClose(p.Kill)
 	go func() {
-		defer close(p.done)
+		defer end()
 		defer forget()
 		if err := p.cmd.Wait(); err != nil {
 			p.err = fmt.Errorf("%s on %s: %w%s", p.name, p.host.name, err, p.tailForError())
@@ -160,18 +162,28 @@ func (h *Host) Exec(ctx context.Context, name string, args ...string) (string, e
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
 // Done is closed when the process has ended.
-func (p *Process) Done() <-chan struct{} { return p.done }
+func (p *Process) Done() <-chan struct{} { return p.life.Done() }
 
 // Wait waits for the end. The error of an unsuccessful program carries the end of its log.
 func (p *Process) Wait() error {
-	<-p.done
+	<-p.life.Done()
 	return p.err
+}
+
+// whileAlive returns a context that ends with ctx or with the process; then what why says is its cause.
+func (p *Process) whileAlive(ctx context.Context, why func() error) (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.life, func() { end(why()) })
+	return ctx, func() {
+		stop()
+		end(nil)
+	}
 }
 
 // Signal sends a signal to the process group. That the process has ended is not an error.
 func (p *Process) Signal(s syscall.Signal) error {
 	select {
-	case <-p.done:
+	case <-p.life.Done():
 		return nil // the number may already belong to somebody else
 	default:
 	}
@@ -188,7 +200,7 @@ func (p *Process) Stop() error {
 		return err
 	}
 	select {
-	case <-p.done:
+	case <-p.life.Done():
 	case <-time.After(2 * time.Second):
 	}
 	return p.Kill()
@@ -199,7 +211,7 @@ func (p *Process) Kill() error {
 	if err := p.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	<-p.done
+	<-p.life.Done()
 	if err := killGroup(p.Pid(), p.host.ns.name); err != nil {
 		return fmt.Errorf("ending %s on %s: %w", p.name, p.host.name, err)
 	}

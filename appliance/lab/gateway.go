@@ -69,15 +69,8 @@ func newNotify(path string) (*net.UnixConn, error) {
 func awaitReady(ctx context.Context, from *net.UnixConn, p *Process) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("it does not become ready"))
 	defer cancel()
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	go func() {
-		select {
-		case <-p.Done():
-			end(errors.New(lastLine(p)))
-		case <-ctx.Done():
-		}
-	}()
+	ctx, end := p.whileAlive(ctx, func() error { return errors.New(lastLine(p)) })
+	defer end()
 	defer context.AfterFunc(ctx, func() { from.SetReadDeadline(time.Unix(1, 0)) })()
 	for message := make([]byte, 4096); ; {
 		n, err := from.Read(message)

@@ -180,13 +180,13 @@ func (l *Lab) Hosts() []*Host {
 var hostName = regexp.MustCompile(`^[a-z][a-z0-9]{0,10}$`)
 
 // AddClient adds another client beside the laptop: 192.168.0.100, fd00:c0a8::100 and onwards, with sidegate as its
-// gateway. It returns when the client reaches the server.
+// gateway. It returns when the client reaches the router.
 func (l *Lab) AddClient(ctx context.Context, name string) (*Host, error) {
 	return l.add(ctx, name, &lan, 2, &l.clients)
 }
 
 // AddServer adds another host of the internet: 203.0.113.100, 2001:db8:113::100 and onwards. It
-// returns when the laptop reaches it.
+// returns when the router reaches it.
 func (l *Lab) AddServer(ctx context.Context, name string) (*Host, error) {
 	return l.add(ctx, name, &internet, 1, &l.servers)
 }
@@ -204,9 +204,10 @@ func (l *Lab) add(ctx context.Context, name string, on *segment, gateway int, co
 	}
 	h, err := l.build(site{name: name, interfaces: []attachment{{"eth0", on, number}}, gateway: gateway})
 	if err == nil {
-		from, to := h, l.Host(Server)
-		if on == &internet {
-			from, to = l.Host(Laptop), h
+		// Not through sidegate, where a gateway may run that lets nothing pass.
+		from, to := l.Host(Router), h
+		if on == &lan {
+			from, to = h, from
 		}
 		err = l.verify(ctx, from, to)
 	}

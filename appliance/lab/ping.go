@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -46,7 +47,7 @@ func (h *Host) ping(ctx context.Context, to netip.Addr) (time.Duration, error) {
 	if err := c.SetReadDeadline(start.Add(time.Second)); err != nil {
 		return 0, err
 	}
-	id := os.Getpid() & 0xffff
+	id := rand.IntN(1 << 16) // tells our answers from those of others who ping at the same time
 	b, err := (&icmp.Message{Type: request, Body: &icmp.Echo{ID: id, Seq: 1, Data: []byte("sidegate")}}).Marshal(nil)
 	if err != nil {
 		return 0, err

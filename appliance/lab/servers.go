@@ -100,15 +100,8 @@ func (h *Host) startDaemon(c *Command, port uint16) (*Daemon, error) {
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, 15*time.Second)
 	defer cancel()
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	go func() {
-		select {
-		case <-p.Done():
-			end(errors.New("it has ended")) // and will never answer
-		case <-ctx.Done():
-		}
-	}()
+	ctx, end := p.whileAlive(ctx, func() error { return errors.New("it has ended") })
+	defer end()
 	err = Wait(ctx, fmt.Sprintf("%s to listen on %s", p.name, d.Addr4), func() error { return h.listens(port) })
 	if err != nil {
 		log := p.tailForError()
