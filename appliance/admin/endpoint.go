@@ -24,7 +24,7 @@ type Metrics struct {
 	ready   chan struct{}
 
 	mu      sync.Mutex
-	address string // empty: off
+	address string            // empty: off
 	change  chan net.Listener // nil listener: off
 }
 

@@ -50,10 +50,10 @@ var (
 // newRegistry has the gateway's figures and the daemon's own health, and nothing of the library's default registry.
 func newRegistry(g Gateway, log *slog.Logger) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(
-		&collector{g, log},
+	r.MustRegister(&collector{g, log})
+	prometheus.WrapRegistererWithPrefix("sidegate_", r).MustRegister(
 		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "sidegate"}),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return r
 }

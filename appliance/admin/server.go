@@ -41,20 +41,25 @@ const (
 type Server struct {
 	listener *net.UnixListener
 	http     *http.Server
-	path     string
+	made     string // the socket's directory, if it is of our making
 	ready    chan struct{}
 }
 
 // Listen opens the socket, mode 0660, and makes its directory, mode 0755, if there is none. It replaces the
 // socket of a predecessor that crashed, and refuses where somebody answers.
 func Listen(o SocketOptions, g Gateway, log *slog.Logger) (*Server, error) {
+	made := ""
+	if dir := filepath.Dir(o.Path); os.Mkdir(dir, 0o755) == nil {
+		made = dir
+	}
 	listener, err := listenUnix(o)
 	if err != nil {
+		removeEmpty(made)
 		return nil, fmt.Errorf("opening the admin socket %s: %w", o.Path, err)
 	}
 	s := &Server{
 		listener: listener,
-		path:     o.Path,
+		made:     made,
 		ready:    make(chan struct{}),
 		http: &http.Server{
 			Handler:           api(g),
@@ -142,11 +147,22 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // Run answers until ctx ends, and removes the socket.
 func (s *Server) Run(ctx context.Context) error {
 	close(s.ready)
+	defer removeEmpty(s.made)
 	return serve(ctx, s.http, s.listener)
 }
 
-// Close gives the socket up without having served.
-func (s *Server) Close() error { return s.listener.Close() }
+// Close gives the socket up without having served. After Run it does nothing.
+func (s *Server) Close() {
+	s.listener.Close() // which removes the socket
+	removeEmpty(s.made)
+}
+
+// removeEmpty removes a directory of our making, unless somebody uses it.
+func removeEmpty(dir string) {
+	if dir != "" {
+		os.Remove(dir)
+	}
+}
 
 // serve runs an HTTP server until ctx ends. Requests that are being answered get a moment to finish.
 func serve(ctx context.Context, server *http.Server, listener net.Listener) error {

@@ -72,6 +72,7 @@ type gateway struct {
 	metrics   *admin.Metrics
 
 	reloads chan chan<- admin.Reload
+	settled chan struct{} // closed when the reconciler has ended
 	renamed chan struct{} // names have been looked up again
 
 	mu      sync.Mutex
@@ -106,6 +107,7 @@ func Run(ctx context.Context, o Options) error {
 		started: time.Now(),
 		names:   newNames(),
 		reloads: make(chan chan<- admin.Reload),
+		settled: make(chan struct{}),
 		renamed: make(chan struct{}, 1),
 		trouble: map[string]string{},
 	}
@@ -296,7 +298,7 @@ func (g *gateway) summary(f inForce) string {
 	var names []string
 	for _, l := range f.lan {
 		if l.index != 0 {
-			names = append(names, l.name)
+			names = append(names, l.device)
 		}
 	}
 	where := "no LAN interface yet"

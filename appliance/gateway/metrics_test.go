@@ -66,7 +66,7 @@ default: direct
 		`sidegate_policy_rules`:                                      2,
 		`sidegate_process_open_fds`:                                  10,
 		`sidegate_process_resident_memory_bytes`:                     1e6,
-		`go_goroutines`:                                              5,
+		`sidegate_go_goroutines`:                                     5,
 	} {
 		if after[series] < least {
 			t.Errorf("%s is %v, want %v at least", series, after[series], least)
@@ -153,8 +153,8 @@ func (w *world) scrapeAt(t *testing.T, address string) map[string]float64 {
 	}
 	figures := map[string]float64{}
 	for name, f := range families {
-		if strings.HasPrefix(name, "sidegate_") && len(f.GetHelp()) < 10 {
-			t.Errorf("%s has no help", name)
+		if !strings.HasPrefix(name, "sidegate_") || len(f.GetHelp()) < 10 {
+			t.Errorf("%s has not our prefix, or no help", name)
 		}
 		for _, m := range f.Metric {
 			labels := model.LabelSet{}

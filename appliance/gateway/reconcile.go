@@ -19,6 +19,7 @@ const healEvery = 3 * time.Second
 // reconcile is the one place that changes the datapath. It makes the kernel equal to the configuration
 // and the network whenever either changes, and every healEvery.
 func (g *gateway) reconcile(ctx context.Context) error {
+	defer close(g.settled)
 	heal := time.NewTicker(healEvery)
 	defer heal.Stop()
 	var watchdog <-chan time.Time
@@ -122,6 +123,8 @@ func (g *gateway) Reload(ctx context.Context) (admin.Reload, error) {
 	select {
 	case g.reloads <- done:
 		return <-done, nil
+	case <-g.settled:
+		return admin.Reload{}, errors.New("reading the configuration again: the gateway is stopping")
 	case <-ctx.Done():
 		return admin.Reload{}, context.Cause(ctx)
 	}
