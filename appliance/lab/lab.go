@@ -185,8 +185,8 @@ func (l *Lab) AddClient(ctx context.Context, name string) (*Host, error) {
 	return l.add(ctx, name, &lan, 2, &l.clients)
 }
 
-// AddServer adds another host of the internet: 203.0.113.100, 2001:db8:113::100 and onwards. It
-// returns when the router reaches it.
+// AddServer adds another host of the internet: 203.0.113.100, 2001:db8:113::100 and onwards. It returns when
+// the router reaches it.
 func (l *Lab) AddServer(ctx context.Context, name string) (*Host, error) {
 	return l.add(ctx, name, &internet, 1, &l.servers)
 }
