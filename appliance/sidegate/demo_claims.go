@@ -130,7 +130,7 @@ var (
 		return fmt.Sprintf("after %s: policy %d with %d rules in force on %s", brief(s.gateway.Took), status.Generation, status.Config.Rules, status.Interfaces[0].Name), ok, nil
 	}}
 
-	tableExplains = claim{"each of the flows above is in it, with its verdict and rule", func(ctx context.Context, s *stage, _ flow) (string, bool, error) {
+	tableExplains = claim{"every flow above is in it, with its verdict and rule", func(ctx context.Context, s *stage, _ flow) (string, bool, error) {
 		table, err := s.admin.Flows(ctx)
 		if err != nil {
 			return "", false, err
