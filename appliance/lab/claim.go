@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,6 +100,31 @@ func sweep() error {
 		}
 		if err != nil {
 			return fmt.Errorf("removing the crashed lab %s: %w", e.Name(), err)
+		}
+	}
+	return sweepNames()
+}
+
+// labName matches the namespaces of labs, and their ids.
+var labName = regexp.MustCompile(`^sg-(\d+(?:\.\d+)?)-`)
+
+// sweepNames removes namespaces whose lab has no directory, as after a Close that failed half-way: the directory is
+// made before them and removed after them.
+func sweepNames() error {
+	entries, err := os.ReadDir(namesRoot)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("looking for the namespaces of crashed labs: %w", err)
+	}
+	for _, e := range entries {
+		m := labName.FindStringSubmatch(e.Name())
+		if m == nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(stateRoot, m[1])); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := removeLab(m[1]); err != nil {
+			return fmt.Errorf("removing the namespaces of lab %s: %w", m[1], err)
 		}
 	}
 	return nil

@@ -277,3 +277,26 @@ func TestCrash(t *testing.T) {
 		t.Error("a mount of the crashed lab is left")
 	}
 }
+
+// TestStray finds a namespace whose lab has no directory any more, and leaves alone what only looks similar.
+func TestStray(t *testing.T) {
+	l := newLab(t, Options{})
+	stray, err := newNamespace("sg-1.99-stray")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stray.handle.Close() // closed, but still named
+	other, err := newNamespace("sg-mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.close()
+	if err := Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"sg-1.99-stray": false, "sg-mine": true, l.Host(Laptop).Namespace(): true} {
+		if _, err := os.Stat(filepath.Join(namesRoot, name)); (err == nil) != want {
+			t.Errorf("after the clean-up %s is there: %v, want %v", name, err == nil, want)
+		}
+	}
+}
