@@ -232,7 +232,7 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 	if err := d.state.removeOther(); err != nil {
 		d.log.Warn("removing the state of another version", "error", err)
 	}
-	d.log.Info("policy in force", "generation", next.number, "rules", len(want.Policy.Rules), "default", want.Policy.Default)
+	d.log.Debug("policy in force", "generation", next.number, "rules", len(want.Policy.Rules), "default", want.Policy.Default)
 	return nil
 }
 

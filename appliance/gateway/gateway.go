@@ -153,9 +153,9 @@ func (g *gateway) run(ctx context.Context) (err error) {
 
 // open acquires everything in the order of start. Release gives it back in reverse, and leaves the
 // kernel's state where the gateway ends for another reason than being stopped.
-func (g *gateway) open(ctx context.Context, plan *Plan) (release func(error) error, err error) {
+func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, err error) {
 	var undo []func(error) error
-	release = func(cause error) error {
+	release := func(cause error) error {
 		var errs error
 		for i := len(undo) - 1; i >= 0; i-- {
 			errs = errors.Join(errs, undo[i](cause))
