@@ -9,6 +9,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "policy.h"
+#include "redirect.h"
 #include "related.h"
 #include "types.h"
 
@@ -87,6 +88,16 @@ int proxy_lookup(struct bpf_sk_lookup *ctx)
 	bpf_sk_assign(ctx, sk, 0);
 	bpf_sk_release(sk);
 	return SK_PASS;
+}
+
+/*
+ * Runs on what the box itself sends by IPv6. Unlike IPv4's, the kernel's IPv6 redirects cannot be
+ * switched off: it tells clients of any router with a link-local address, and they bypass us.
+ */
+SEC("netfilter")
+int no_redirects(struct bpf_nf_ctx *ctx)
+{
+	return is_redirect(ctx->skb) ? netfilter_drop(REASON_REDIRECT) : NF_ACCEPT;
 }
 
 /* Answers a question to the policy, for the daemon: facts in, decision out, in the packet's data. */

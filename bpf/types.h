@@ -39,6 +39,7 @@ enum reason {
 	REASON_CLIENT_RATE, /* the client begins more proxied flows a second than its share */
 	REASON_ASSIGN_FAILED, /* the kernel refused the socket */
 	REASON_POLICY_MISSING, /* a policy table lacks a row: a bug, never traffic */
+	REASON_REDIRECT, /* our own kernel's IPv6 redirect: the client would bypass us */
 	REASON_COUNT,
 };
 

@@ -212,7 +212,7 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 		}
 		d.sockets = want.Sockets
 	}
-	linked, err := d.links.apply(next, d.generation, want.Interfaces)
+	linked, err := d.links.apply(next, next == d.generation, want.Interfaces)
 	if err != nil {
 		return err
 	}

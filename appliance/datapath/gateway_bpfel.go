@@ -187,7 +187,8 @@ const (
 	gatewayReasonREASON_CLIENT_RATE       gatewayReason = 9
 	gatewayReasonREASON_ASSIGN_FAILED     gatewayReason = 10
 	gatewayReasonREASON_POLICY_MISSING    gatewayReason = 11
-	gatewayReasonREASON_COUNT             gatewayReason = 12
+	gatewayReasonREASON_REDIRECT          gatewayReason = 12
+	gatewayReasonREASON_COUNT             gatewayReason = 13
 )
 
 type gatewaySocketSlot uint32
@@ -251,6 +252,7 @@ const (
 	gatewayMapSourcePorts         = "source_ports"
 	gatewayProgLanEthernet        = "lan_ethernet"
 	gatewayProgLanIp              = "lan_ip"
+	gatewayProgNoRedirects        = "no_redirects"
 	gatewayProgPolicyQuery        = "policy_query"
 	gatewayProgProxyLookup        = "proxy_lookup"
 	gatewayVarAbi                 = "abi"
@@ -313,6 +315,7 @@ type gatewaySpecs struct {
 type gatewayProgramSpecs struct {
 	LanEthernet *ebpf.ProgramSpec `ebpf:"lan_ethernet"`
 	LanIp       *ebpf.ProgramSpec `ebpf:"lan_ip"`
+	NoRedirects *ebpf.ProgramSpec `ebpf:"no_redirects"`
 	PolicyQuery *ebpf.ProgramSpec `ebpf:"policy_query"`
 	ProxyLookup *ebpf.ProgramSpec `ebpf:"proxy_lookup"`
 }
@@ -483,6 +486,7 @@ type gatewayVariables struct {
 type gatewayPrograms struct {
 	LanEthernet *ebpf.Program `ebpf:"lan_ethernet"`
 	LanIp       *ebpf.Program `ebpf:"lan_ip"`
+	NoRedirects *ebpf.Program `ebpf:"no_redirects"`
 	PolicyQuery *ebpf.Program `ebpf:"policy_query"`
 	ProxyLookup *ebpf.Program `ebpf:"proxy_lookup"`
 }
@@ -491,6 +495,7 @@ func (p *gatewayPrograms) Close() error {
 	return _GatewayClose(
 		p.LanEthernet,
 		p.LanIp,
+		p.NoRedirects,
 		p.PolicyQuery,
 		p.ProxyLookup,
 	)

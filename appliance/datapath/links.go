@@ -14,15 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// links are the places where packets meet the programs: tcx ingress of each LAN interface, and the
-// namespace's socket lookup. Each is pinned under its name, so that it outlives the daemon.
+// links are the places where packets meet the programs: tcx ingress of each LAN interface, the namespace's
+// socket lookup, and what the box itself sends by IPv6. Each is pinned under its name, so that it outlives the
+// daemon.
 type links struct {
 	dir string
 	// An unreferenced link.Link is closed by the garbage collector; the pin would survive, our handle not.
 	open map[string]link.Link
 }
 
-const lookupLink = "proxy-lookup"
+const (
+	lookupLink    = "proxy-lookup"
+	redirectsLink = "no-redirects"
+)
 
 func lanLink(name string) string { return "lan-" + strings.ReplaceAll(name, "/", "_") }
 
@@ -36,6 +40,7 @@ type place struct {
 	program func(*generation) *ebpf.Program
 	attach  func(*ebpf.Program) (link.Link, error)
 	ifindex uint32 // of a tcx link; 0 otherwise
+	fixed   bool   // the program is the same in all generations, and its kind of link knows no replacement
 }
 
 func places(interfaces []Interface) []place {
@@ -44,6 +49,14 @@ func places(interfaces []Interface) []place {
 		program: func(g *generation) *ebpf.Program { return g.objects.ProxyLookup },
 		attach:  attachLookup,
 	}}
+	if haveIPv6() {
+		all = append(all, place{
+			pin:     redirectsLink,
+			program: func(g *generation) *ebpf.Program { return g.objects.NoRedirects },
+			attach:  attachOutput,
+			fixed:   true,
+		})
+	}
 	for _, i := range interfaces {
 		all = append(all, place{
 			pin: lanLink(i.Name),
@@ -60,6 +73,15 @@ func places(interfaces []Interface) []place {
 		})
 	}
 	return all
+}
+
+func attachOutput(p *ebpf.Program) (link.Link, error) {
+	return link.AttachNetfilter(link.NetfilterOptions{
+		Program:        p,
+		ProtocolFamily: link.NetfilterProtoIPv6,
+		Hook:           link.NetfilterInetLocalOut,
+		Priority:       1, // 0 is taken where a filter table is
+	})
 }
 
 func attachLookup(p *ebpf.Program) (link.Link, error) {
@@ -79,47 +101,69 @@ func attachLookup(p *ebpf.Program) (link.Link, error) {
 }
 
 // apply attaches next everywhere, and says which places had no link or pin. If one place fails, those already
-// switched go back to old.
-func (l *links) apply(next, old *generation, interfaces []Interface) (added []string, err error) {
+// switched go back to what they ran before.
+func (l *links) apply(next *generation, unchanged bool, interfaces []Interface) (added []string, err error) {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of links: %w", err)
 	}
 	wanted := map[string]bool{}
-	var switched []place
+	var undo []func() error
 	for _, p := range places(interfaces) {
 		wanted[p.pin] = true
-		fresh, err := l.put(p, next, next == old)
+		fresh, back, err := l.put(p, next, unchanged)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("attaching %s: %w", p.pin, err), l.rollBack(switched, old))
+			err = fmt.Errorf("attaching %s: %w", p.pin, err)
+			for _, back := range undo {
+				err = errors.Join(err, back())
+			}
+			return nil, err
 		}
 		if fresh {
 			added = append(added, "the link "+p.pin)
 		}
-		switched = append(switched, p)
+		undo = append(undo, back)
 	}
 	return added, l.removeExcept(wanted)
 }
 
 // put makes one place run the generation's program: by atomic replacement where a link is there, by a new
-// link otherwise, or where the interface of that name is another one now. Fresh says that something was missing.
-func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, err error) {
+// link otherwise, or where the interface of that name is another one now. Fresh says that something was
+// missing; back takes the place to what it was.
+func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, back func() error, err error) {
 	existing, repinned := l.find(p)
 	if existing != nil {
-		if unchanged {
-			return repinned, nil
+		if unchanged || p.fixed {
+			return repinned, func() error { return nil }, nil
 		}
-		return repinned, existing.Update(p.program(g))
+		before, err := programOf(existing)
+		if err != nil {
+			return false, nil, err
+		}
+		if err := existing.Update(p.program(g)); err != nil {
+			before.Close()
+			return false, nil, err
+		}
+		return repinned, func() error { defer before.Close(); return existing.Update(before) }, nil
 	}
 	attached, err := p.attach(p.program(g))
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	if err := attached.Pin(filepath.Join(l.dir, p.pin)); err != nil {
 		attached.Close()
-		return false, err
+		return false, nil, err
 	}
 	l.open[p.pin] = attached
-	return true, nil
+	return true, func() error { l.drop(p.pin, attached); return nil }, nil
+}
+
+// programOf is what a link runs, which may be a program of a predecessor that only the kernel knows.
+func programOf(l link.Link) (*ebpf.Program, error) {
+	info, err := l.Info()
+	if err != nil {
+		return nil, err
+	}
+	return ebpf.NewProgramFromID(info.Program)
 }
 
 // find returns the place's link if it is pinned and still attached where it should be; if not it removes
@@ -160,6 +204,9 @@ func attachedTo(l link.Link, ifindex uint32) bool {
 	if tcx := info.TCX(); tcx != nil {
 		return tcx.Ifindex == ifindex
 	}
+	if info.Netfilter() != nil {
+		return true // its kind does not tell the namespace; the state directory belongs to one
+	}
 	ns := info.NetNs()
 	return ns != nil && ns.NetnsInode != 0 && ns.NetnsInode == threadNamespace()
 }
@@ -170,19 +217,6 @@ func threadNamespace() uint32 {
 		return 0
 	}
 	return uint32(st.Ino)
-}
-
-func (l *links) rollBack(switched []place, old *generation) error {
-	var errs error
-	for _, p := range switched {
-		existing := l.open[p.pin]
-		if old == nil {
-			l.drop(p.pin, existing)
-			continue
-		}
-		errs = errors.Join(errs, existing.Update(p.program(old)))
-	}
-	return errs
 }
 
 // drop detaches explicitly: what goes with its last pin goes some milliseconds later, from a work queue, and

@@ -26,10 +26,15 @@ type family struct {
 
 func families() []family {
 	all := []family{{"IPv4", netlink.FAMILY_V4, net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}}}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+	if haveIPv6() {
 		all = append(all, family{"IPv6", netlink.FAMILY_V6, net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}})
 	}
 	return all
+}
+
+func haveIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
 }
 
 func steeringRules(f family) []*netlink.Rule {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -85,6 +86,30 @@ func TestDirectBypassesTheGatewayOnItsWayBack(t *testing.T) {
 		if err != nil || n != 0 {
 			t.Errorf("%s: %d, %v", name[1], n, err)
 		}
+	}
+}
+
+// TestDirectSendsNoIPv6Redirects: where routers are known by their link-local addresses, as after an
+// advertisement, the kernel would tell the laptop to bypass the gateway, and no parameter forbids it.
+func TestDirectSendsNoIPv6Redirects(t *testing.T) {
+	w := newWorld(t, lab.Options{LinkLocalGateways: true})
+	w.start(t, everythingDirect)
+	// The upstream, for the lab has tried the server already, when nobody kept the kernel from redirecting.
+	redirects := captureOn(t, w.sidegate(), w.sidegate().Interface().Name)
+	for range 2 {
+		before := packets(t, redirects, lab.To(w.upstream().Addr6()))
+		if _, err := w.laptop().Ping(within(t, 10*time.Second), w.upstream().Addr6()); err != nil {
+			t.Fatal(err)
+		}
+		if packets(t, redirects, lab.To(w.upstream().Addr6())) == before {
+			t.Fatal("the laptop went around the gateway")
+		}
+	}
+	never(t, redirects, "a redirect left the gateway", func(p lab.Packet) bool {
+		return p.Out && p.Protocol == lab.ICMPv6 && p.ICMPType == 137
+	})
+	if status := w.cli(t, "status"); !strings.Contains(status, "redirect") {
+		t.Errorf("`sidegate status` does not count it; did the kernel want to send one?\n%s", status)
 	}
 }
 

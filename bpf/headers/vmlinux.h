@@ -819,6 +819,20 @@ struct bpf_dynptr {
 	__u64 __opaque[2];
 } __attribute__((aligned(8)));
 
+/* kernel: include/linux/bpf.h, netfilter programs; located by the running kernel's type information */
+struct sk_buff;
+struct nf_hook_state;
+
+struct bpf_nf_ctx {
+	const struct nf_hook_state *state;
+	struct sk_buff *skb;
+} __attribute__((preserve_access_index));
+
+enum nf_verdict {
+	NF_DROP = 0,
+	NF_ACCEPT = 1,
+};
+
 struct bpf_iter_num {
 	__u64 __opaque[1];
 } __attribute__((aligned(8)));
