@@ -110,12 +110,19 @@ func (n *names) learn(host string, found []netip.Addr, now time.Time) {
 	}
 }
 
-// plainDNS takes the host out of a resolver's error, where the message names it already.
+// plainDNS takes out of a resolver's error the host, which the message names already, and ports, which would
+// make each repetition a new message.
 func plainDNS(err error) error {
-	if dns := (*net.DNSError)(nil); errors.As(err, &dns) {
-		return errors.New(dns.Err)
+	dns := (*net.DNSError)(nil)
+	switch {
+	case !errors.As(err, &dns):
+		return err
+	case dns.IsTimeout:
+		return errors.New("no answer in time")
+	case dns.IsNotFound:
+		return errors.New("there is no such name")
 	}
-	return err
+	return errors.New(dns.Err)
 }
 
 // lookups refreshes the names of the plan in force. Changed gets a token after each round.
