@@ -94,14 +94,18 @@ func TestDirectBypassesTheGatewayOnItsWayBack(t *testing.T) {
 func TestDirectSendsNoIPv6Redirects(t *testing.T) {
 	w := newWorld(t, lab.Options{LinkLocalGateways: true})
 	w.start(t, everythingDirect)
-	// The upstream, for the lab has tried the server already, when nobody kept the kernel from redirecting.
+	// A host that is new, for the lab has tried all others when nobody kept the kernel from redirecting.
+	fresh, err := w.AddServer(t.Context(), "fresh")
+	if err != nil {
+		t.Fatal(err)
+	}
 	redirects := captureOn(t, w.sidegate(), w.sidegate().Interface().Name)
 	for range 2 {
-		before := packets(t, redirects, lab.To(w.upstream().Addr6()))
-		if _, err := w.laptop().Ping(within(t, 10*time.Second), w.upstream().Addr6()); err != nil {
+		before := packets(t, redirects, lab.To(fresh.Addr6()))
+		if _, err := w.laptop().Ping(within(t, 10*time.Second), fresh.Addr6()); err != nil {
 			t.Fatal(err)
 		}
-		if packets(t, redirects, lab.To(w.upstream().Addr6())) == before {
+		if packets(t, redirects, lab.To(fresh.Addr6())) == before {
 			t.Fatal("the laptop went around the gateway")
 		}
 	}
