@@ -140,6 +140,7 @@ func (g *gateway) run(ctx context.Context) (err error) {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer context.AfterFunc(ctx, g.notify.stopping)()
 	err = runTasks(ctx, g.tasks(cancel), g.announce)
 	if err == nil {
 		err = context.Cause(ctx)
@@ -147,7 +148,6 @@ func (g *gateway) run(ctx context.Context) (err error) {
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	g.notify.stopping()
 	return err
 }
 
@@ -167,7 +167,7 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 			err = errors.Join(err, release(err))
 		}
 	}()
-	onRelease := func(f func() error) { undo = append(undo, func(error) error { return f() }) }
+	onRelease := func(f func()) { undo = append(undo, func(error) error { f(); return nil }) }
 
 	g.outbounds.use(plan.outbounds)
 	verdicts := &verdicts{}
@@ -175,24 +175,24 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	if g.proxy, err = proxy.Listen(g.relay); err != nil {
 		return nil, err
 	}
-	onRelease(func() error { g.proxy.Close(); return nil })
+	onRelease(g.proxy.Close) // it is closed already if it has served, and so are the others
 
 	if g.admin, err = admin.Listen(g.options.Socket, g, g.log); err != nil {
 		return nil, err
 	}
-	onRelease(func() error { g.admin.Close(); return nil }) // it is closed already if it has served
+	onRelease(g.admin.Close)
 	g.metrics = admin.NewMetrics(g, g.log)
 	commit, _, err := g.metrics.Prepare(plan.Config.Metrics.Listen)
 	if err != nil {
 		return nil, plan.Config.Metrics.Position.Errorf("metrics: %w", err)
 	}
 	commit()
-	onRelease(func() error { g.metrics.Close(); return nil })
+	onRelease(g.metrics.Close)
 
 	if g.watcher, err = netstate.Watch(ctx, g.log); err != nil {
 		return nil, err
 	}
-	onRelease(func() error { g.watcher.Close(); return nil })
+	onRelease(g.watcher.Close)
 
 	g.datapath, err = datapath.Open(ctx, datapath.Options{StateDir: g.options.StateDir, Log: g.log})
 	if err != nil {

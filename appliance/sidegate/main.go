@@ -64,7 +64,8 @@ func (e *env) main(ctx context.Context, args []string) (status int) {
 		}
 	}()
 	var c commandLine
-	parser, err := kong.New(&c,
+	parser, err := kong.New(
+		&c,
 		kong.Name("sidegate"),
 		kong.Description("A side-router gateway: decides in the kernel which flows go direct, through a proxy, or nowhere."),
 		kong.Writers(e.stdout, e.stderr),

@@ -71,7 +71,7 @@ func (e *env) logger(level string, asJSON bool) *slog.Logger {
 			return a
 		}
 	}
-	return slog.New(tint.NewHandler(io.Writer(e.stderr), o))
+	return slog.New(tint.NewTextHandler(io.Writer(e.stderr), o))
 }
 
 type versionCmd struct {
