@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -12,7 +13,6 @@ import (
 	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/outbound"
-	"sidegate/appliance/policy"
 )
 
 // Plan is a configuration with all that is made of it before the kernel is touched. What fails to become
@@ -25,8 +25,8 @@ type Plan struct {
 	upstreams []upstream
 }
 
-// Load reads a configuration file, or takes the built-in default for "", makes its outbounds and compiles
-// its policy. Nothing is opened and no name is looked up. Errors are lines of the form FILE:LINE: ….
+// Load reads a configuration file, or takes the built-in default for "", makes its outbounds and checks the
+// whole policy. Nothing is opened and no name is looked up. Errors are lines of the form FILE:LINE: ….
 func Load(path string) (*Plan, error) {
 	p := &Plan{}
 	if path == "" {
@@ -41,8 +41,14 @@ func Load(path string) (*Plan, error) {
 	if err := p.makeOutbounds(); err != nil {
 		return nil, err
 	}
-	// Names are not known yet: the widest form of the implicit rules counts against the limit of rules.
-	if _, err := policy.Compile(p.combine(nil).policy); err != nil {
+	// Names are not known yet, but their rules will count against the limit: each stands in with an address.
+	widest := p.combine(func(host string) []netip.Addr {
+		if found := literal(host); found != nil {
+			return found
+		}
+		return []netip.Addr{netip.IPv6Loopback()}
+	})
+	if err := widest.policy.Validate(); err != nil { // all that Compile would refuse
 		return nil, config.Position{File: p.Config.File}.Errorf("%w", err)
 	}
 	return p, nil

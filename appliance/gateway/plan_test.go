@@ -167,13 +167,21 @@ func TestNames(t *testing.T) {
 
 // TestTooManyRules: the implicit rules count, and the refusal names the file.
 func TestTooManyRules(t *testing.T) {
-	var b strings.Builder
-	b.WriteString("outbounds: { hk: { url: \"socks5://198.51.100.7:1080\" } }\ndefault: hk\nrules:\n")
-	for i := range policy.MaxRules {
-		fmt.Fprintf(&b, "  - { port: %d, outbound: direct }\n", i+1)
-	}
-	if _, err := load(t, b.String()); err == nil || !strings.Contains(err.Error(), "config.yaml: ") || !strings.Contains(err.Error(), "at most 1024 rules") {
-		t.Errorf("%d rules and the implicit ones: %v", policy.MaxRules, err)
+	for _, host := range []string{"198.51.100.7", "proxy.example"} {
+		text := func(rules int) string {
+			var b strings.Builder
+			fmt.Fprintf(&b, "outbounds: { hk: { url: \"socks5://%s:1080\" } }\ndefault: hk\nrules:\n", host)
+			for i := range rules {
+				fmt.Fprintf(&b, "  - { port: %d, outbound: direct }\n", i+1)
+			}
+			return b.String()
+		}
+		if _, err := load(t, text(policy.MaxRules-1)); err == nil || !strings.Contains(err.Error(), "config.yaml: ") || !strings.Contains(err.Error(), "at most 1024 rules") {
+			t.Errorf("%s: %d rules and two implicit ones: %v", host, policy.MaxRules-1, err)
+		}
+		if _, err := load(t, text(policy.MaxRules-2)); err != nil {
+			t.Errorf("%s: %d rules and two implicit ones: %v", host, policy.MaxRules-2, err)
+		}
 	}
 }
 
