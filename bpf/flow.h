@@ -65,10 +65,9 @@ static __always_inline struct flow *flow_lookup(const struct flow_key *key)
 static __always_inline void client_identify(const struct packet *p, const __u8 *mac,
 					    struct client_key *key)
 {
-	if (p->link_length) {
-		__builtin_memcpy(key->w, mac, 6);
+	__builtin_memcpy(key->w, mac, 6);
+	if (key->w[0] || key->w[1])
 		return;
-	}
 	key->w[0] = p->key.source.w[0];
 	key->w[1] = p->key.source.w[1];
 	if (!p->ipv6) {
@@ -145,10 +144,14 @@ static __always_inline __u32 tcp_socket_state(struct __sk_buff *skb, const struc
 	return state == BPF_TCP_LISTEN ? 0 : state;
 }
 
-static __always_inline int assign(struct __sk_buff *skb, struct bpf_sock *sk)
+static __always_inline int assign(struct __sk_buff *skb, const struct packet *p,
+				  struct bpf_sock *sk)
 {
-	long err = bpf_sk_assign(skb, sk, 0);
+	long err = 0;
 
+	/* Only the whole datagram can be given to a socket: proxy_lookup finds it then. */
+	if (!p->fragment)
+		err = bpf_sk_assign(skb, sk, 0);
 	bpf_sk_release(sk);
 	return err ? drop(REASON_ASSIGN_FAILED) : steer(skb);
 }
@@ -162,19 +165,35 @@ static __always_inline __u32 listener_slot(const struct packet *p, __u8 verdict)
 	return slot + p->ipv6;
 }
 
-static __always_inline int without_listener(struct __sk_buff *skb, const struct packet *p,
-					    const struct flow *flow)
+static __always_inline bool has_listener(const struct packet *p, __u8 verdict)
 {
-	/* In mid-connection: the kernel has no socket for it and resets the client. */
-	if (p->key.protocol == IPPROTO_TCP && !opens_tcp(p))
-		return steer(skb);
-	if (on_failure == ON_FAILURE_DIRECT)
+	__u32 slot = listener_slot(p, verdict);
+	struct bpf_sock *sk = bpf_map_lookup_elem(&sockets, &slot);
+
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* A flow that the daemon carried and can carry no more, for it is gone. */
+static __always_inline int without_listener(struct __sk_buff *skb, const struct packet *p,
+					    struct flow *flow)
+{
+	if (p->key.protocol == IPPROTO_TCP && !opens_tcp(p)) {
+		/* no socket of the kernel answers for a foreign address, so we do */
+		count_reason(REASON_NO_LISTENER);
+		return p->tcp_flags & TCP_RST || p->fragment ? TCX_DROP : reject_tcp(skb, p);
+	}
+	if (on_failure == ON_FAILURE_DIRECT && p->key.protocol == IPPROTO_UDP) {
+		flow->verdict = VERDICT_DIRECT;
 		return pass_marked(skb, flow->mark);
+	}
 	return drop(REASON_NO_LISTENER);
 }
 
 static __always_inline int to_listener(struct __sk_buff *skb, const struct packet *p,
-				       const struct flow *flow)
+				       struct flow *flow)
 {
 	__u32 slot = listener_slot(p, flow->verdict);
 	struct bpf_sock *sk = bpf_map_lookup_elem(&sockets, &slot);
@@ -185,7 +204,7 @@ static __always_inline int to_listener(struct __sk_buff *skb, const struct packe
 		bpf_sk_release(sk);
 		return drop(REASON_CLIENT_RATE);
 	}
-	return assign(skb, sk);
+	return assign(skb, p, sk);
 }
 
 static __always_inline int proxy_tcp(struct __sk_buff *skb, const struct packet *p,
@@ -194,7 +213,7 @@ static __always_inline int proxy_tcp(struct __sk_buff *skb, const struct packet 
 	__u32 state;
 
 	if (flow->state != FLOW_OPENING)
-		return steer(skb);
+		return has_listener(p, flow->verdict) ? steer(skb) : without_listener(skb, p, flow);
 	state = tcp_socket_state(skb, p);
 	/* a request socket goes away with its timer, and a SYN cookie leaves none at all */
 	if (state && state != BPF_TCP_NEW_SYN_RECV && !opens_tcp(p))
@@ -212,7 +231,7 @@ static __always_inline int proxy_udp(struct __sk_buff *skb, const struct packet 
 	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 
 	if (sk && sk->state == BPF_TCP_ESTABLISHED)
-		return assign(skb, sk);
+		return assign(skb, p, sk);
 	if (sk)
 		bpf_sk_release(sk);
 	return to_listener(skb, p, flow);
@@ -220,9 +239,6 @@ static __always_inline int proxy_udp(struct __sk_buff *skb, const struct packet 
 
 static __noinline int proxy(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
-	/* Only the whole datagram can be matched to a socket: proxy_lookup does that. */
-	if (p->fragment)
-		return steer(skb);
 	if (p->key.protocol == IPPROTO_TCP)
 		return proxy_tcp(skb, p, flow);
 	if (p->key.protocol == IPPROTO_UDP)
@@ -256,11 +272,15 @@ static __always_inline int act(struct __sk_buff *skb, const struct packet *p, st
 
 /* --- a flow's life --- */
 
+static __always_inline bool needs_daemon(const struct flow *flow)
+{
+	return flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_DNS;
+}
+
 /* proxy_tcp itself sees when such a flow is established */
 static __always_inline bool is_proxied_tcp(const struct packet *p, const struct flow *flow)
 {
-	return p->key.protocol == IPPROTO_TCP &&
-	       (flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_DNS);
+	return p->key.protocol == IPPROTO_TCP && needs_daemon(flow);
 }
 
 /*
@@ -401,6 +421,10 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 			count_rule(flow.rule);
 		}
 	}
+	/* decided once: a connection cannot change sides when the daemon comes back */
+	if (on_failure == ON_FAILURE_DIRECT && network_bits(p->key.protocol) &&
+	    needs_daemon(&flow) && !has_listener(p, flow.verdict))
+		flow.verdict = VERDICT_DIRECT;
 	if (old)
 		*old = flow;
 	else

@@ -28,9 +28,7 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 link_length)
 	}
 	if (p.fragment == FRAGMENT_LATER)
 		return later_fragment(skb, &p);
-	if (is_icmp_error(skb, &p))
-		return icmp_error(skb, &p);
-	result = flow_packet(skb, &p);
+	result = is_icmp_error(skb, &p) ? icmp_error(skb, &p) : flow_packet(skb, &p);
 	if (p.fragment)
 		remember_fragment(skb, &p, result);
 	return result;

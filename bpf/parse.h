@@ -116,12 +116,12 @@ static __always_inline void map_ipv4(struct address *a, __be32 v4)
 	a->w[3] = v4;
 }
 
+/* Not multicast, limited broadcast, or "this network" (RFC 1122 §3.2.1.3). */
 static __always_inline bool ipv4_is_routable(__be32 destination)
 {
 	__u32 a = bpf_ntohl(destination);
 
-	/* not multicast, class E or limited broadcast, not 169.254/16, not 0/8 */
-	return a < 0xe0000000 && a >> 16 != 0xa9fe && a >> 24 != 0;
+	return a >> 28 != 0xe && a != 0xffffffff && a >> 24 != 0;
 }
 
 static __always_inline enum parsed parse_ipv4(struct __sk_buff *skb, struct packet *p)
@@ -162,6 +162,12 @@ static __always_inline bool ipv6_is_routable(const struct in6_addr *a)
 	__u32 top = bpf_ntohl(a->in6_u.u6_addr32[0]);
 
 	return top >> 24 != 0xff && top >> 22 != 0xfe80 >> 6;
+}
+
+static __always_inline bool ipv6_is_mapped(const struct in6_addr *a)
+{
+	return !a->in6_u.u6_addr32[0] && !a->in6_u.u6_addr32[1] &&
+	       a->in6_u.u6_addr32[2] == bpf_htonl(0xffff);
 }
 
 struct extension {
@@ -234,6 +240,9 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 		return parse_drop(p, REASON_TRUNCATED);
 	if (!ipv6_is_routable(&ip.daddr) || !ipv6_is_routable(&ip.saddr))
 		return PARSED_PASS;
+	/* mapped addresses are no wire format (RFC 4291 §2.5.5.2), and here they mean IPv4 */
+	if (ipv6_is_mapped(&ip.daddr) || ipv6_is_mapped(&ip.saddr))
+		return parse_drop(p, REASON_MALFORMED);
 
 	__builtin_memcpy(&p->key.source, &ip.saddr, sizeof(p->key.source));
 	__builtin_memcpy(&p->key.destination, &ip.daddr, sizeof(p->key.destination));
@@ -241,6 +250,11 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 	p->dscp = (ip.priority << 2 | ip.flow_lbl[0] >> 6) & 63;
 	p->transport = p->link_length + sizeof(ip);
 	return parse_extensions(skb, p, ip.nexthdr);
+}
+
+static __always_inline bool is_tag(__be32 ether_type)
+{
+	return ether_type == bpf_htons(ETH_P_8021Q) || ether_type == bpf_htons(ETH_P_8021AD);
 }
 
 /*
@@ -254,6 +268,9 @@ __noinline int parse(struct __sk_buff *skb, struct packet *p, __u32 link_length)
 	/* a VLAN's packets belong to the VLAN's own interface; VID 0 is only a priority */
 	if (skb->vlan_present && skb->vlan_tci & 0xfff)
 		return PARSED_PASS;
+	/* ... and behind it the kernel would take off another tag and find a packet that we did not */
+	if (skb->vlan_present && is_tag(skb->protocol))
+		return parse_drop(p, REASON_MALFORMED);
 	/* bridged, broadcast or multicast frames are not sent to us */
 	if (skb->pkt_type != PACKET_HOST)
 		return PARSED_PASS;

@@ -14,7 +14,9 @@ static __always_inline void fragment_identify(const struct packet *p, struct fra
 	key->source = p->key.source;
 	key->destination = p->key.destination;
 	key->id = p->fragment_id;
-	key->protocol = p->key.protocol;
+	/* IPv6 has no protocol here: the next header of a later fragment may be another's */
+	if (!p->ipv6)
+		key->protocol = p->key.protocol;
 }
 
 /* Records what became of the first fragment: the mark it left with, or that it was dropped. */
@@ -52,7 +54,7 @@ static __always_inline bool is_icmp_error(struct __sk_buff *skb, const struct pa
 	    !load(skb, p, p->transport, &type, sizeof(type)))
 		return false;
 	if (p->ipv6)
-		return type < 128;
+		return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED ||
 	       type == ICMP_PARAMETERPROB;
 }
@@ -102,7 +104,7 @@ static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p)
 		return steer(skb);
 	if (flow->verdict == VERDICT_BLOCK)
 		return drop(REASON_RULE_BLOCK);
-	return pass();
+	return pass_marked(skb, flow->mark);
 }
 
 #endif

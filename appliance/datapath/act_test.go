@@ -2,9 +2,12 @@ package datapath
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
@@ -61,18 +64,115 @@ func TestActVerdicts(t *testing.T) {
 	}
 }
 
-// TestActProxiedMidConnection: a connection whose daemon is gone is answered by the kernel with a reset, and
-// never sent direct, even where new flows are.
+// TestActProxiedMidConnection: a proxied connection whose daemon is gone is reset, and never sent direct.
 func TestActProxiedMidConnection(t *testing.T) {
 	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, OnFailure: policy.Block})
+	for _, syn := range []packet{
+		synPacket("192.168.0.3:5000", "203.0.113.10:443"),
+		synPacket("[fd00::3]:5000", "[2001:db8::10]:443"),
+	} {
+		d.run(t, syn.bytes())
+		data := syn
+		data.tcpFlags, data.ack = flagACK, 77
+		r := d.run(t, data.bytes())
+		if r.code != tcxRedirect {
+			t.Fatalf("code %d, want a reset", r.code)
+		}
+		tcp := r.data[len(r.data)-20:]
+		if tcp[13] != flagRST || binary.BigEndian.Uint32(tcp[4:]) != 77 {
+			t.Errorf("flags %#x, sequence %d; want RST at 77", tcp[13], binary.BigEndian.Uint32(tcp[4:]))
+		}
+		data.tcpFlags = flagRST
+		if r := d.run(t, data.bytes()); r.code != tcxDrop {
+			t.Errorf("a reset: code %d, want a drop", r.code)
+		}
+	}
+}
+
+// TestActOnFailureDirect: what begins without a daemon goes direct to its end, and UDP that was proxied
+// goes on direct.
+func TestActOnFailureDirect(t *testing.T) {
+	d := opened(t)
 	p := &policy.Policy{Default: "hk"}
+	apply(t, d, Desired{Policy: p, OnFailure: policy.Block})
+	udp := udpPacket("192.168.0.3:6000", "203.0.113.10:443")
+	d.run(t, udp.bytes()) // recorded as proxied
 	apply(t, d, Desired{Policy: p, OnFailure: policy.Direct})
 	syn := synPacket("192.168.0.3:5000", "203.0.113.10:443")
-	d.run(t, syn.bytes())
 	data := syn
 	data.tcpFlags = flagACK
-	if r := d.run(t, data.bytes()); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_PROXY) {
-		t.Errorf("code %d, mark %#x: want local delivery", r.code, r.mark)
+	fresh := udpPacket("192.168.0.3:6001", "203.0.113.10:443")
+	for name, frame := range map[string][]byte{
+		"SYN": syn.bytes(), "live UDP": udp.bytes(), "new UDP": fresh.bytes(),
+	} {
+		if r := d.run(t, frame); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_DIRECT) {
+			t.Errorf("%s: code %d, mark %#x", name, r.code, r.mark)
+		}
+	}
+	apply(t, d, Desired{Policy: p, OnFailure: policy.Direct, Sockets: udpListener(t)}) // the daemon is back
+	for name, frame := range map[string][]byte{"TCP": data.bytes(), "UDP": fresh.bytes()} {
+		if r := d.run(t, frame); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_DIRECT) {
+			t.Errorf("%s in mid-flow: code %d, mark %#x", name, r.code, r.mark)
+		}
+	}
+}
+
+// udpListener is a listener of each family, for flows to be given to.
+func udpListener(t *testing.T) Sockets {
+	t.Helper()
+	var s Sockets
+	for network, conn := range map[string]*syscall.Conn{"127.0.0.1:0": &s.UDP4, "[::1]:0": &s.UDP6} {
+		c, err := net.ListenPacket("udp", network)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		*conn = c.(*net.UDPConn)
+	}
+	return s
+}
+
+// TestActClientRate: what one client gives to the listeners is limited, whole or in fragments.
+func TestActClientRate(t *testing.T) {
+	d := opened(t)
+	const limit = 10
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Sockets: udpListener(t), ClientFresh: limit})
+	for i := range 100 {
+		p := udpPacket("192.168.0.3:6000", "203.0.113.10:443")
+		p.payload = make([]byte, 64)
+		p.fragment = &fragmentV{id: uint32(i), more: true}
+		d.run(t, p.bytes())
+	}
+	// the clock's second may have turned once or twice on a slow machine
+	if n := d.drops(t, gatewayReasonREASON_CLIENT_RATE); n < 100-3*limit {
+		t.Errorf("%d of 100 first fragments were over the rate of %d a second", n, limit)
+	}
+}
+
+// TestActMarkOfOthers: bits of the mark that are not ours stay, those that are do not.
+func TestActMarkOfOthers(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
+	r := runMarked(t, d.generation.objects.LanEthernet, udpPacket("192.168.0.3:1", "203.0.113.10:2").bytes(), 0xff0000ff)
+	if want := uint32(0xf00000ff) | uint32(gatewayMarkMARK_DIRECT); r.mark != want {
+		t.Errorf("mark %#x, want %#x", r.mark, want)
+	}
+}
+
+// TestActNewOwnAddress: flows towards an address that becomes the gateway's own are forgotten.
+func TestActNewOwnAddress(t *testing.T) {
+	d := opened(t)
+	want := Desired{Policy: &policy.Policy{Default: "block"}}
+	apply(t, d, want)
+	p := udpPacket("192.168.0.3:5000", "192.168.0.9:53")
+	if r := d.run(t, p.bytes()); r.code != tcxDrop {
+		t.Fatalf("code %d", r.code)
+	}
+	want.OwnAddresses = []netip.Addr{addrPort("192.168.0.9:0").Addr()}
+	apply(t, d, want)
+	if r := d.run(t, p.bytes()); r.code != tcxNext {
+		t.Errorf("to the gateway's new address: code %d", r.code)
 	}
 }
 
@@ -181,7 +281,7 @@ func TestActLiveFlowsKeepTheirVerdict(t *testing.T) {
 // TestActFragments: later fragments do what their first one did, or are dropped where it was not seen.
 func TestActFragments(t *testing.T) {
 	d := opened(t)
-	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{
+	apply(t, d, Desired{Sockets: udpListener(t), Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{
 		rule(t, "proxied", "hk", "port", "82"), rule(t, "blocked", "block", "port", "83"),
 	}}})
 	part := func(dst string, id uint32, offset int) []byte {
@@ -233,7 +333,7 @@ func TestActICMPErrors(t *testing.T) {
 		code int32
 		mark uint32
 	}{
-		{"80", true, tcxNext, 0},
+		{"80", true, tcxNext, uint32(gatewayMarkMARK_DIRECT)},
 		{"82", true, tcxNext, uint32(gatewayMarkMARK_PROXY)},
 		{"83", true, tcxDrop, 0},
 		{"84", false, tcxNext, 0},
@@ -303,6 +403,10 @@ func TestActSweep(t *testing.T) {
 	fin := closing
 	fin.tcpFlags = flagACK | flagFIN
 	udp := udpPacket("192.168.0.3:5003", "203.0.113.10:443")
+	mac := policy.MAC{2, 0, 0, 0, 0, 3}
+	for _, p := range []*packet{&syn, &data, &half, &closing, &fin, &udp} {
+		p.mac = mac
+	}
 	for _, p := range []packet{syn, data, half, closing, fin, udp, udp} {
 		d.run(t, p.bytes())
 	}
@@ -316,7 +420,7 @@ func TestActSweep(t *testing.T) {
 	for _, c := range []struct {
 		after int64 // seconds
 		left  int
-	}{{50, 4}, {70, 2}, {9 * 60, 2}, {11 * 60, 1}, {23 * 3600, 1}, {25 * 3600, 0}} {
+	}{{50, 4}, {70, 3}, {250, 2}, {9 * 60, 2}, {11 * 60, 1}, {23 * 3600, 1}, {25 * 3600, 0}} {
 		if err := d.state.sweep(monotonic() + uint64(c.after)*1e9); err != nil {
 			t.Fatal(err)
 		}
@@ -329,5 +433,41 @@ func TestActSweep(t *testing.T) {
 	}
 	if s, err := d.Status(); err != nil || s.Flows.Entries != 4 || s.Crowd.Entries != 0 {
 		t.Errorf("the share is not free again: %+v, %v", s, err)
+	}
+}
+
+// TestActSweepKeepsProxiedConnections: one that is open and silent stays, though the program has not called it
+// established.
+func TestActSweepKeepsProxiedConnections(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}})
+	syn := synPacket("192.168.0.3:5000", "203.0.113.10:443")
+	data := syn
+	data.tcpFlags = flagACK
+	d.run(t, syn.bytes())
+	d.run(t, data.bytes())
+	if err := d.state.sweep(monotonic() + 3600e9); err != nil {
+		t.Fatal(err)
+	}
+	if flows, err := d.Flows(); err != nil || len(flows) != 1 {
+		t.Errorf("%d flows are left, %v", len(flows), err)
+	}
+}
+
+// TestActOverfull: a full table makes room whoever filled it, many clients with one flow each too.
+func TestActOverfull(t *testing.T) {
+	s := &state{}
+	var err error
+	s.maps.Flows, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 80})
+	if err != nil {
+		t.Skipf("needs root: %v", err)
+	}
+	defer s.maps.Flows.Close()
+	held := map[gatewayClientKey][]agedFlow{}
+	for i := range uint32(80) {
+		held[gatewayClientKey{W: [4]uint32{i + 1}}] = []agedFlow{{seen: uint64(i)}}
+	}
+	if over := s.overfull(held); len(over) != 10 {
+		t.Errorf("%d flows given up, want 10: the table holds 80 and an eighth is kept free", len(over))
 	}
 }

@@ -15,11 +15,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -76,15 +78,19 @@ type Datapath struct {
 	state *state // shared maps and pins
 	lock  net.Listener
 
+	applying sync.Mutex // one Apply at a time; held before mu
+
 	mu         sync.RWMutex
 	generation *generation // nil before the first Apply
 	links      *links
-	outbounds  map[uint32]string // by policy.OutboundID; grows, so that old flows keep their names
 	rules      map[uint32][]string
-	sockets    Sockets
 	history    counters // of generations that are gone
 	inherited  bool     // a predecessor's links were there
 	told       map[string]time.Time
+
+	// By policy.OutboundID; grows, so that old flows keep their names. Replaced whole, so that the proxy, which
+	// asks for every flow, never waits for an Apply.
+	outbounds atomic.Pointer[map[uint32]string]
 }
 
 // Open takes over the pinned state of a predecessor, or creates it. It refuses a kernel that is too old,
@@ -103,17 +109,17 @@ func Open(ctx context.Context, o Options) (*Datapath, error) {
 		return nil, fmt.Errorf("opening the pinned state in %s: %w", o.StateDir, err)
 	}
 	d := &Datapath{
-		log:       o.Log,
-		state:     state,
-		lock:      lock,
-		links:     newLinks(state.dir),
-		outbounds: map[uint32]string{},
-		rules:     map[uint32][]string{},
-		told:      map[string]time.Time{},
+		log:   o.Log,
+		state: state,
+		lock:  lock,
+		links: newLinks(state.dir),
+		rules: map[uint32][]string{},
+		told:  map[string]time.Time{},
 	}
-	for _, name := range []string{policy.OutboundDirect, policy.OutboundBlock} {
-		d.outbounds[policy.OutboundID(name)] = name
-	}
+	d.outbounds.Store(&map[uint32]string{
+		policy.OutboundID(policy.OutboundDirect): policy.OutboundDirect,
+		policy.OutboundID(policy.OutboundBlock):  policy.OutboundBlock,
+	})
 	pins, err := os.ReadDir(d.links.dir)
 	d.inherited = err == nil && len(pins) > 0
 	if state.rebuilt {
@@ -142,9 +148,10 @@ func (d *Datapath) Apply(ctx context.Context, want Desired) error {
 	if err := want.complete(); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.applying.Lock()
+	defer d.applying.Unlock()
 
+	// Nobody else replaces the generation; building one takes long, and readers need not wait for it.
 	next := d.generation
 	if next == nil || !next.serves(want) {
 		built, err := d.build(want)
@@ -153,6 +160,8 @@ func (d *Datapath) Apply(ctx context.Context, want Desired) error {
 		}
 		next = built
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := d.install(ctx, next, want); err != nil {
 		if next != d.generation {
 			next.Close()
@@ -196,9 +205,6 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 	if err := d.state.setOwnAddresses(want.OwnAddresses); err != nil {
 		return err
 	}
-	if err := d.state.setPublished(want.Published); err != nil {
-		return err
-	}
 	if err := next.setInterfaces(want.Interfaces); err != nil {
 		return err
 	}
@@ -206,34 +212,47 @@ func (d *Datapath) install(ctx context.Context, next *generation, want Desired) 
 	if err != nil {
 		return err
 	}
-	if want.Sockets != d.sockets {
-		if err := d.state.setSockets(want.Sockets); err != nil {
-			return err
-		}
-		d.sockets = want.Sockets
+	if err := d.state.setSockets(want.Sockets); err != nil {
+		return err
+	}
+	pins, err := d.state.repin()
+	if err != nil {
+		return err
 	}
 	linked, err := d.links.apply(next, next == d.generation, want.Interfaces)
 	if err != nil {
 		return err
 	}
 	if next == d.generation {
-		d.healed(append(restored, linked...))
-		return nil
+		d.healed(slices.Concat(restored, pins, linked))
+	} else {
+		d.commit(next)
 	}
+	// The new policy is in force: what follows is worth a warning, and is tried again at the next Apply.
+	for what, err := range map[string]error{
+		"publishing services":                   d.state.setPublished(want.Published),
+		"detaching what is not wanted any more": d.links.removeOther(),
+		"removing the state of another version": d.state.removeOther(),
+	} {
+		if err != nil {
+			d.log.Warn(what, "error", err)
+		}
+	}
+	return nil
+}
+
+// commit makes a generation whose programs are in place the one in force.
+func (d *Datapath) commit(next *generation) {
 	if d.generation != nil {
 		d.history.add(d.generation)
 		d.generation.Close()
 	}
 	d.generation = next
 	d.rules[next.number] = next.ruleNames()
-	for id, name := range next.outboundNames() {
-		d.outbounds[id] = name
-	}
-	if err := d.state.removeOther(); err != nil {
-		d.log.Warn("removing the state of another version", "error", err)
-	}
-	d.log.Debug("policy in force", "generation", next.number, "rules", len(want.Policy.Rules), "default", want.Policy.Default)
-	return nil
+	known := maps.Clone(*d.outbounds.Load())
+	maps.Copy(known, next.outboundNames())
+	d.outbounds.Store(&known)
+	d.log.Debug("policy in force", "generation", next.number, "rules", len(next.desired.Policy.Rules), "default", next.desired.Policy.Default)
 }
 
 // Inherited reports whether a predecessor left its programs attached: then giving up before the first Apply
@@ -274,6 +293,8 @@ func (d *Datapath) Query(f policy.Flow) (policy.Decision, error) {
 // Detach ends the daemon's part and leaves the kernel's: what a restart or an upgrade wants. Direct flows
 // go on; proxied ones wait for the successor as Desired.OnFailure says.
 func (d *Datapath) Detach() error {
+	d.applying.Lock()
+	defer d.applying.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return errors.Join(d.closeGeneration(), d.links.Close(), d.state.Close(), d.lock.Close())
@@ -281,6 +302,8 @@ func (d *Datapath) Detach() error {
 
 // Close removes everything that the datapath owns: the box forwards plainly afterwards.
 func (d *Datapath) Close() error {
+	d.applying.Lock()
+	defer d.applying.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return errors.Join(

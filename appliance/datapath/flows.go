@@ -147,7 +147,7 @@ func (d *Datapath) ruleName(generation uint32, rule uint16) string {
 }
 
 func (d *Datapath) outboundName(id uint32) string {
-	if name, ok := d.outbounds[id]; ok {
+	if name, ok := (*d.outbounds.Load())[id]; ok {
 		return name
 	}
 	return fmt.Sprintf("gone(%08x)", id)
@@ -171,9 +171,7 @@ func (d *Datapath) ProxiedTo(network policy.Network, client, destination netip.A
 		if flow.Verdict != uint8(gatewayVerdictVERDICT_PROXY) {
 			return "", false
 		}
-		d.mu.RLock()
-		defer d.mu.RUnlock()
-		outbound, ok = d.outbounds[flow.Outbound]
+		outbound, ok = (*d.outbounds.Load())[flow.Outbound]
 		return outbound, ok
 	}
 	return "", false

@@ -121,9 +121,14 @@ type result struct {
 // runProgram passes a packet to a program as if it had arrived.
 func runProgram(t testing.TB, p *ebpf.Program, packet []byte) result {
 	t.Helper()
+	return runMarked(t, p, packet, 0)
+}
+
+func runMarked(t testing.TB, p *ebpf.Program, packet []byte, mark uint32) result {
+	t.Helper()
 	var after skBuff
 	out := make([]byte, len(packet)+256)
-	o := ebpf.RunOptions{Data: packet, DataOut: out, Context: skBuff{}, ContextOut: &after}
+	o := ebpf.RunOptions{Data: packet, DataOut: out, Context: skBuff{Mark: mark}, ContextOut: &after}
 	code, err := p.Run(&o)
 	if err != nil {
 		t.Fatalf("running the program: %v", err)

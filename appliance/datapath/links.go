@@ -20,7 +20,8 @@ import (
 type links struct {
 	dir string
 	// An unreferenced link.Link is closed by the garbage collector; the pin would survive, our handle not.
-	open map[string]link.Link
+	open   map[string]link.Link
+	wanted map[string]bool // pins of the last successful apply
 }
 
 const (
@@ -123,7 +124,8 @@ func (l *links) apply(next *generation, unchanged bool, interfaces []Interface) 
 		}
 		undo = append(undo, back)
 	}
-	return added, l.removeExcept(wanted)
+	l.wanted = wanted
+	return added, nil
 }
 
 // put makes one place run the generation's program: by atomic replacement where a link is there, by a new
@@ -132,7 +134,7 @@ func (l *links) apply(next *generation, unchanged bool, interfaces []Interface) 
 func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, back func() error, err error) {
 	existing, repinned := l.find(p)
 	if existing != nil {
-		if unchanged || p.fixed {
+		if p.fixed || unchanged && runs(existing, p.program(g)) {
 			return repinned, func() error { return nil }, nil
 		}
 		before, err := programOf(existing)
@@ -143,7 +145,8 @@ func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, back fu
 			before.Close()
 			return false, nil, err
 		}
-		return repinned, func() error { defer before.Close(); return existing.Update(before) }, nil
+		// Unchanged, and yet it ran another program: somebody replaced it.
+		return repinned || unchanged, func() error { defer before.Close(); return existing.Update(before) }, nil
 	}
 	attached, err := p.attach(p.program(g))
 	if err != nil {
@@ -155,6 +158,16 @@ func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, back fu
 	}
 	l.open[p.pin] = attached
 	return true, func() error { l.drop(p.pin, attached); return nil }, nil
+}
+
+func runs(l link.Link, p *ebpf.Program) bool {
+	is, err := l.Info()
+	want, errWant := p.Info()
+	if err != nil || errWant != nil {
+		return false
+	}
+	id, ok := want.ID()
+	return ok && id == is.Program
 }
 
 // programOf is what a link runs, which may be a program of a predecessor that only the kernel knows.
@@ -227,6 +240,9 @@ func (l *links) drop(pin string, existing link.Link) {
 	os.Remove(filepath.Join(l.dir, pin))
 	existing.Close()
 }
+
+// removeOther detaches what is not of the last successful apply.
+func (l *links) removeOther() error { return l.removeExcept(l.wanted) }
 
 // removeExcept detaches what a predecessor or an earlier configuration attached and nobody wants now.
 func (l *links) removeExcept(wanted map[string]bool) error {

@@ -137,6 +137,7 @@ func TestParseContradictions(t *testing.T) {
 		{"TCP options beyond the packet", set(tcp4, 14+20+12, 15<<4), gatewayReasonREASON_TRUNCATED},
 		{"IPv6 payload beyond the frame", set(udp6, 18, 9), gatewayReasonREASON_TRUNCATED},
 		{"IPv6 says version 4", set(udp6, 14, 4<<4), gatewayReasonREASON_MALFORMED},
+		{"IPv6 from a mapped address", packet{src: addrPort("[::ffff:192.168.0.3]:1"), dst: server6, protocol: unix.IPPROTO_UDP}.bytes(), gatewayReasonREASON_MALFORMED},
 		{"nine extension headers", nine.bytes(), gatewayReasonREASON_EXTENSION_HEADERS},
 	} {
 		before := d.drops(t, c.reason)
@@ -180,7 +181,6 @@ func TestParseLeavesAlone(t *testing.T) {
 		"multicast":                               udp("192.168.0.3:5353", "224.0.0.251:5353").bytes(),
 		"multicast, IPv6":                         udp("[fe80::3]:5353", "[ff02::fb]:5353").bytes(),
 		"broadcast":                               udp("0.0.0.0:68", "255.255.255.255:67").bytes(),
-		"link-local, IPv4":                        udp("169.254.1.1:1", "169.254.1.2:2").bytes(),
 		"link-local, IPv6":                        udp("[fe80::3]:1", "[fe80::2]:2").bytes(),
 		"a frame for another host":                other,
 		"a VLAN's frame":                          tagged.bytes(),

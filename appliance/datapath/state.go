@@ -29,10 +29,11 @@ type state struct {
 
 func openState(dir string) (*state, error) {
 	s := &state{dir: dir}
-	if err := s.mount(); err != nil {
+	mountedNow, err := s.mount()
+	if err != nil {
 		return nil, err
 	}
-	err := s.loadMaps()
+	err = s.loadMaps()
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		s.rebuilt = true
 		if err = os.RemoveAll(s.mapDir()); err == nil {
@@ -40,7 +41,10 @@ func openState(dir string) (*state, error) {
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.unmount())
+		if mountedNow {
+			err = errors.Join(err, s.unmount())
+		}
+		return nil, err
 	}
 	others, err := s.others()
 	s.rebuilt = s.rebuilt || len(others) > 0
@@ -51,26 +55,29 @@ func (s *state) mapDir() string {
 	return filepath.Join(s.dir, fmt.Sprintf("maps-v%d", abiVersion))
 }
 
+// mountMarker is a directory in a BPF file system that we mounted: only such a one is unmounted by Close.
+const mountMarker = "mounted-by-sidegate"
+
 // mount makes the state directory lie in a BPF file system, mounting one there if need be.
-func (s *state) mount() error {
+func (s *state) mount() (now bool, err error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return err
+		return false, err
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(s.dir, &fs); err != nil {
-		return err
+		return false, err
 	}
-	if fs.Type != unix.BPF_FS_MAGIC {
-		if err := unix.Mount("bpf", s.dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-			return fmt.Errorf("mounting a bpf file system: %w", err)
-		}
+	marker := filepath.Join(s.dir, mountMarker)
+	if fs.Type == unix.BPF_FS_MAGIC {
+		_, err := os.Stat(marker)
+		s.mounted = err == nil
+		return false, nil
 	}
-	var self, parent unix.Stat_t
-	if err := errors.Join(unix.Stat(s.dir, &self), unix.Stat(filepath.Dir(s.dir), &parent)); err != nil {
-		return err
+	if err := unix.Mount("bpf", s.dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return false, fmt.Errorf("mounting a bpf file system: %w", err)
 	}
-	s.mounted = self.Dev != parent.Dev
-	return nil
+	s.mounted = true
+	return true, os.Mkdir(marker, 0o700)
 }
 
 // loadMaps loads or creates every map that bpf/maps.h declares pinned, and no other.
@@ -183,12 +190,32 @@ func (s *state) nextGeneration() (uint32, error) {
 	return n, nil
 }
 
+// setOwnAddresses also forgets the flows towards an address that is newly ours: they were decided when it was
+// somebody else's.
 func (s *state) setOwnAddresses(addrs []netip.Addr) error {
 	want := make(map[gatewayAddress]uint8, len(addrs))
+	fresh := false
 	for _, a := range addrs {
-		want[addressOf(a)] = 1
+		key := addressOf(a)
+		want[key] = 1
+		var there uint8
+		fresh = fresh || s.maps.OwnAddresses.Lookup(key, &there) != nil
 	}
-	return replace(s.maps.OwnAddresses, want, "own addresses")
+	if err := replace(s.maps.OwnAddresses, want, "own addresses"); err != nil || !fresh {
+		return err
+	}
+	for _, table := range s.flowTables() {
+		var ours []gatewayFlowKey
+		err := eachFlow(table, func(k gatewayFlowKey, _ gatewayFlow) {
+			if want[k.Destination] != 0 {
+				ours = append(ours, k)
+			}
+		})
+		if err = errors.Join(err, deleteFlows(table, ours)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *state) setPublished(services []Service) error {
@@ -231,7 +258,8 @@ func replace[K comparable, V comparable](m *ebpf.Map, want map[K]V, what string)
 	return nil
 }
 
-// setSockets gives the programs the listeners. The kernel removes a slot's entry with its socket.
+// setSockets gives the programs the listeners. The kernel removes a slot's entry with its socket; a socket that
+// is there already is left alone.
 func (s *state) setSockets(sockets Sockets) error {
 	for slot, conn := range map[gatewaySocketSlot]syscall.Conn{
 		gatewaySocketSlotSOCKET_PROXY_TCP4: sockets.TCP4,
@@ -247,12 +275,43 @@ func (s *state) setSockets(sockets Sockets) error {
 			return fmt.Errorf("listening socket: %w", err)
 		}
 		var put error
-		err = raw.Control(func(fd uintptr) { put = s.maps.Sockets.Put(uint32(slot), uint64(fd)) })
+		err = raw.Control(func(fd uintptr) { put = s.setSocket(uint32(slot), int(fd)) })
 		if err = errors.Join(err, put); err != nil {
 			return fmt.Errorf("handing the listening socket to the kernel: %w", err)
 		}
 	}
 	return nil
+}
+
+func (s *state) setSocket(slot uint32, fd int) error {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return err
+	}
+	var there uint64
+	if s.maps.Sockets.Lookup(slot, &there) == nil && there == cookie {
+		return nil
+	}
+	return s.maps.Sockets.Put(slot, uint64(fd))
+}
+
+// repin puts back the pins that somebody removed: a successor would start without what it held.
+func (s *state) repin() (added []string, err error) {
+	for name, m := range s.maps.shared() {
+		path := filepath.Join(s.mapDir(), name)
+		if _, err := os.Stat(path); err == nil {
+			continue
+		}
+		if err := os.MkdirAll(s.mapDir(), 0o700); err != nil {
+			return added, err
+		}
+		m.Unpin() // forgets the path that is gone
+		if err := m.Pin(path); err != nil {
+			return added, fmt.Errorf("pinning the map %s: %w", name, err)
+		}
+		added = append(added, "the pin of the map "+name)
+	}
+	return added, nil
 }
 
 // addressOf is the address as the maps store it: IPv4 mapped, network byte order.

@@ -18,7 +18,7 @@ import (
 const (
 	sweepEvery      = 10 * time.Second
 	idleOpening     = 60 * time.Second
-	idleClosing     = 60 * time.Second
+	idleClosing     = 4 * time.Minute // twice the maximum segment lifetime, RFC 9293 §3.4.2
 	idleEstablished = 24 * time.Hour
 	idleUDP         = 10 * time.Minute
 	idleOther       = 60 * time.Second
@@ -26,6 +26,8 @@ const (
 
 func idleLimit(k gatewayFlowKey, v gatewayFlow) time.Duration {
 	switch {
+	case isOpenProxiedTCP(k, v):
+		return idleEstablished
 	case gatewayFlowState(v.State) == gatewayFlowStateFLOW_OPENING:
 		return idleOpening
 	case gatewayFlowState(v.State) == gatewayFlowStateFLOW_CLOSING:
@@ -38,6 +40,13 @@ func idleLimit(k gatewayFlowKey, v gatewayFlow) time.Duration {
 		return idleUDP
 	}
 	return idleOther
+}
+
+// isOpenProxiedTCP: the program calls a proxied connection established when it finds its socket for a packet with
+// data. One that has only shaken hands is open all the same.
+func isOpenProxiedTCP(k gatewayFlowKey, v gatewayFlow) bool {
+	return k.Protocol == unix.IPPROTO_TCP && v.Verdict == uint8(gatewayVerdictVERDICT_PROXY) &&
+		v.State == uint8(gatewayFlowStateFLOW_OPENING) && v.Packets > 1
 }
 
 // Sweep removes flows that are over, until ctx ends, and recounts what each client holds.
@@ -104,7 +113,7 @@ func (s *state) overfull(held map[gatewayClientKey][]agedFlow) []gatewayFlowKey 
 		}
 		flows := held[c]
 		slices.SortFunc(flows, func(a, b agedFlow) int { return cmp.Compare(a.seen, b.seen) })
-		n := min(len(flows)/2, total-limit)
+		n := min((len(flows)+1)/2, total-limit)
 		for _, f := range flows[:n] {
 			over = append(over, f.key)
 		}
