@@ -35,8 +35,8 @@ type batch struct {
 	dirty    int // messages that must be prepared before the kernel writes to them again
 }
 
-// controlSize has room for IPV6_ORIGDSTADDR and UDP_GRO.
-const controlSize = 96
+// controlSize has room for IPV6_ORIGDSTADDR.
+const controlSize = 64
 
 func newBatch() (*batch, error) {
 	memory, err := unix.Mmap(-1, 0, batchSize*slotSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -93,29 +93,20 @@ func (b *batch) payload(i int) []byte {
 // source is who sent the i-th datagram.
 func (b *batch) source(i int) (endpoint, bool) { return readSockaddr(&b.names[i]) }
 
-// notes are what the kernel says about a datagram beside its payload and sender.
-type notes struct {
-	destination endpoint // original destination; zero if the socket did not ask
-	segment     int      // length of the datagrams that were received as one (UDP_GRO); 0: it is one
-}
-
-// notes reads the control messages of the i-th datagram.
-func (b *batch) notes(i int) (n notes) {
+// destination is where the i-th datagram was sent to, if the socket asked to be told.
+func (b *batch) destination(i int) (to endpoint, ok bool) {
 	length := int(b.messages[i].Controllen)
 	for at := 0; at+unix.CmsgLen(0) < length; {
 		h := (*unix.Cmsghdr)(unsafe.Add(unsafe.Pointer(&b.controls[i]), at))
 		if int(h.Len) <= unix.CmsgLen(0) {
 			break
 		}
-		data := unsafe.Add(unsafe.Pointer(h), unix.CmsgLen(0))
-		switch {
-		case h.Level == unix.SOL_IP && h.Type == unix.IP_ORIGDSTADDR,
-			h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_ORIGDSTADDR:
-			n.destination, _ = readSockaddr((*sockaddr)(data))
-		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO:
-			n.segment = int(*(*int32)(data))
+		for _, f := range families {
+			if int(h.Level) == f.level && int(h.Type) == f.original {
+				return readSockaddr((*sockaddr)(unsafe.Add(unsafe.Pointer(h), unix.CmsgLen(0))))
+			}
 		}
 		at += unix.CmsgSpace(int(h.Len) - unix.CmsgLen(0))
 	}
-	return n
+	return to, false
 }

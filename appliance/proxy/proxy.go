@@ -1,9 +1,9 @@
 // Package proxy is the transparent relay: it takes the TCP connections and UDP datagrams that the
 // datapath steers to its sockets and carries them to the outbound that the policy chose.
 //
-// TCP is spliced: the bytes of a connection never enter this process. UDP moves in batches between
+// TCP is spliced: all but small messages never enter this process. UDP moves in batches between
 // connected sockets, one per flow, so that the kernel demultiplexes. Both run on a few threads that
-// block in epoll, not on the Go runtime's poller; what that saves is in ARCHITECTURE.md.
+// block in epoll, not on the Go runtime's poller: see loop.
 //
 // The listeners are bound to the loopback address, where only packets arrive that were assigned to
 // them or sent from this box; what the Verdicts do not know as proxied is refused. So nobody can use

@@ -218,16 +218,26 @@ func TestTCPBackPressure(t *testing.T) {
 }
 
 func TestTCPHalfClosedExpires(t *testing.T) {
-	r := newRig(t, Options{HalfClosed: 200 * time.Millisecond}, directly(t))
+	r := newRig(t, Options{HalfClosed: 400 * time.Millisecond}, directly(t))
+	chatty := r.dial(r.tcpServer(netip.AddrPortFrom(third4, 0), func(c *net.TCPConn) {
+		io.ReadAll(c)
+		for range 10 { // longer than HalfClosed, but not silent
+			time.Sleep(100 * time.Millisecond)
+			c.Write([]byte("."))
+		}
+	}))
+	chatty.CloseWrite()
+	if got, err := io.ReadAll(chatty); err != nil || len(got) != 10 {
+		t.Errorf("half closed but not silent: got %q, %v", got, err)
+	}
 	done := make(chan struct{})
 	defer close(done)
 	address := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) { <-done })
 	open, half := r.dial(address), r.dial(address)
 	defer open.Close()
 	defer half.Close()
-	eventually(t, "both are open", func() bool { return r.server.Stats().Outbounds["up"].Connections == 2 })
+	eventually(t, "both are open", func() bool { return r.server.Stats().Outbounds["up"].Connections == 3 })
 	half.CloseWrite()
-	half.SetReadDeadline(time.Now().Add(20 * time.Second))
 	if n, err := half.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("half closed and silent: read %d, %v; want a reset", n, err)
 	}
@@ -322,7 +332,6 @@ func TestTCPStream(t *testing.T) {
 	silent := r.tcpServer(netip.AddrPortFrom(server4, 0), func(*net.TCPConn) { <-done })
 	c = r.dial(silent)
 	c.CloseWrite()
-	c.SetReadDeadline(time.Now().Add(20 * time.Second))
 	expectReset(t, c, nil)
 
 	c = r.dial(silent)
@@ -429,6 +438,7 @@ func (r *rig) tryDial(to netip.AddrPort, from netip.Addr) (*net.TCPConn, error) 
 	if err != nil {
 		return nil, err
 	}
+	c.SetDeadline(time.Now().Add(time.Minute)) // so that a test fails instead of hanging
 	return c.(*net.TCPConn), nil
 }
 

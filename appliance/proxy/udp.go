@@ -163,9 +163,10 @@ func (l *udpListener) ready(uint32) {
 	now := monotonic()
 	var run flowKey
 	for i := range end {
-		client, ok := l.in.source(i)
-		key := flowKey{client, l.in.notes(i).destination}
-		if !ok || key.remote == (endpoint{}) {
+		client, known := l.in.source(i)
+		remote, told := l.in.destination(i)
+		key := flowKey{client, remote}
+		if !known || !told {
 			l.udp.server.refuse(Malformed, 1)
 			continue
 		}

@@ -35,7 +35,7 @@ type udpClient struct {
 // of a flood would cost the others the processor. A page of many QUIC connections, a torrent's DHT
 // and a game's server list stay below.
 var (
-	sessionRate = rate{interval: time.Second / 128, burst: 512}
+	sessionRate = rate{interval: time.Second / 256, burst: 512}
 	flowRate    = rate{interval: time.Second / 512, burst: 2048}
 )
 
