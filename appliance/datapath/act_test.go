@@ -2,12 +2,14 @@ package datapath
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
@@ -469,5 +471,52 @@ func TestActOverfull(t *testing.T) {
 	}
 	if over := s.overfull(held); len(over) != 10 {
 		t.Errorf("%d flows given up, want 10: the table holds 80 and an eighth is kept free", len(over))
+	}
+}
+
+// TestActLostEntry: a packet in mid-connection without an entry is the proxy's if a socket of the proxy has its
+// addresses, and left alone otherwise.
+func TestActLostEntry(t *testing.T) {
+	d := opened(t)
+	veth(t, "lan0")
+	rawSender(t, "lan0") // brings it up
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}})
+	data := synPacket("192.168.0.3:40000", "203.0.113.10:443")
+	data.tcpFlags = flagACK
+	if r := d.run(t, data.bytes()); r.code != tcxNext || r.mark != 0 {
+		t.Errorf("without a socket: code %d, mark %#x", r.code, r.mark)
+	}
+	transparentSocket(t, "lan0", data.dst, data.src)
+	if r := d.run(t, data.bytes()); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_PROXY) {
+		t.Errorf("with the proxy's socket: code %d, mark %#x, want local delivery", r.code, r.mark)
+	}
+}
+
+// transparentSocket is a TCP socket that has a foreign address as its own, as the proxy's have. It waits for the
+// other side's answer, so it is no listener.
+func transparentSocket(t *testing.T, device string, local, remote netip.AddrPort) {
+	t.Helper()
+	l, err := netlink.LinkByName(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	route := netlink.Route{LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: remote.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}}
+	if err := netlink.RouteAdd(&route); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: local.Addr().As4(), Port: int(local.Port())}),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: remote.Addr().As4(), Port: int(remote.Port())}); !errors.Is(err, unix.EINPROGRESS) {
+		t.Fatalf("connecting: %v", err)
 	}
 }

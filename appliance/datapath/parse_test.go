@@ -95,16 +95,38 @@ func TestParseTruncatedIPHeader(t *testing.T) {
 			sent++
 		}
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for d.drops(t, gatewayReasonREASON_TRUNCATED) < sent {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d cut frames were dropped as truncated", d.drops(t, gatewayReasonREASON_TRUNCATED), sent)
-		}
-		runtime.Gosched()
-	}
+	d.awaitDrops(t, gatewayReasonREASON_TRUNCATED, sent)
 	if flows, err := d.Flows(); err != nil || len(flows) > 0 {
 		t.Errorf("some became flows: %v (%v)", flows, err)
 	}
+}
+
+// awaitDrops waits until frames that were sent have been counted.
+func (d *Datapath) awaitDrops(t *testing.T, reason gatewayReason, want uint64) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); d.drops(t, reason) < want; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d frames were dropped as %s", d.drops(t, reason), want, reasonText(uint32(reason)))
+		}
+	}
+}
+
+// TestParseTwoTags: behind a tag that is only a priority the kernel takes off a second one, and would forward what
+// the program did not see.
+func TestParseTwoTags(t *testing.T) {
+	d := opened(t)
+	lan := veth(t, "lan0")
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "block"}, Interfaces: []Interface{lan}})
+	send := rawSender(t, "lan0")
+	p := udpPacket("192.168.0.3:5000", "203.0.113.10:443")
+	p.vlan = []byte{0x81, 0, 0, 0}
+	send(p.bytes())
+	d.awaitDrops(t, gatewayReasonREASON_RULE_BLOCK, 1)
+	for _, tags := range [][]byte{{0x81, 0, 0, 0, 0x81, 0, 0, 0}, {0x88, 0xa8, 0, 0, 0x81, 0, 0, 0}} {
+		p.vlan = tags
+		send(p.bytes())
+	}
+	d.awaitDrops(t, gatewayReasonREASON_MALFORMED, 2)
 }
 
 // TestParseContradictions: headers that disagree with each other never become a flow of other ports.

@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
 )
@@ -176,8 +179,13 @@ func TestStateOfAnotherVersion(t *testing.T) {
 func TestStateHealsForeignEdits(t *testing.T) {
 	d := opened(t)
 	lan := veth(t, "lan0")
-	want := Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan}}
+	want := Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan}, Sockets: udpListener(t)}
 	apply(t, d, want)
+	program, err := d.generation.objects.LanEthernet.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ourProgram, _ := program.ID()
 	recreate := func() {
 		l, err := netlink.LinkByName("lan0")
 		if err == nil {
@@ -194,14 +202,46 @@ func TestStateHealsForeignEdits(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"a route of somebody else's in our table": func() {
+			_, dst, err := net.ParseCIDR("203.0.113.0/24")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.RouteAdd(&netlink.Route{Dst: dst, Table: routeTable, Type: unix.RTN_BLACKHOLE}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a listener taken out": func() {
+			if err := d.state.maps.Sockets.Delete(uint32(gatewaySocketSlotSOCKET_PROXY_UDP4)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a map's pin removed": func() { os.Remove(filepath.Join(d.state.mapDir(), "flows")) },
+		"another program put in place": func() {
+			l, err := link.LoadPinnedLink(filepath.Join(d.state.dir, "links", "lan-lan0"), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if err := l.Update(d.generation.objects.LanIp); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"link pin removed":      func() { os.Remove(filepath.Join(d.state.dir, "links", "lan-lan0")) },
 		"interface recreated":   recreate,
 		"all link pins removed": func() { os.RemoveAll(filepath.Join(d.state.dir, "links")) },
 	} {
 		edit()
 		apply(t, d, want)
-		if n := len(attached(t, want.Interfaces[0])); n != 1 {
-			t.Errorf("%s: %d programs attached", name, n)
+		if ids := attached(t, want.Interfaces[0]); len(ids) != 1 || ids[0] != ourProgram {
+			t.Errorf("%s: programs %v attached, want %d", name, ids, ourProgram)
+		}
+		var cookie uint64
+		if err := d.state.maps.Sockets.Lookup(uint32(gatewaySocketSlotSOCKET_PROXY_UDP4), &cookie); err != nil {
+			t.Errorf("%s: the listener is missing: %v", name, err)
+		}
+		if _, err := os.Stat(filepath.Join(d.state.mapDir(), "flows")); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 		if n := ours(t); n != oursApplied {
 			t.Errorf("%s: %d rules and routes", name, n)
@@ -230,6 +270,122 @@ func TestStateFailureChangesNothing(t *testing.T) {
 	}
 	if r := d.run(t, udpPacket("192.168.0.3:5000", "203.0.113.10:443").bytes()); r.code != tcxNext {
 		t.Errorf("the failed policy decides: code %d", r.code)
+	}
+}
+
+// TestStateFailedSuccessor: a successor whose first Apply fails leaves what its predecessor had in place.
+func TestStateFailedSuccessor(t *testing.T) {
+	inNamespace(t)
+	dir := t.TempDir() + "/state"
+	lan := veth(t, "lan0")
+	d := open(t, dir)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Interfaces: []Interface{lan}})
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	before := attached(t, lan)
+	d = open(t, dir)
+	defer d.Close()
+	missing := Interface{Name: "gone0", Index: 4711, Ethernet: true}
+	if err := d.Apply(t.Context(), Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan, missing}}); err == nil {
+		t.Fatal("attaching to an interface that does not exist succeeded")
+	}
+	if now := attached(t, lan); len(now) != 1 || now[0] != before[0] {
+		t.Errorf("programs %v, before %v", now, before)
+	}
+}
+
+// TestStateOpenFailureKeepsTheMount: pins that cannot be read are an error, and no reason to take away what is
+// attached through them.
+func TestStateOpenFailureKeepsTheMount(t *testing.T) {
+	inNamespace(t)
+	dir := t.TempDir() + "/state"
+	lan := veth(t, "lan0")
+	d := open(t, dir)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Interfaces: []Interface{lan}})
+	if err := d.state.maps.Flows.Unpin(); err != nil {
+		t.Fatal(err)
+	}
+	pin := filepath.Join(d.state.mapDir(), "flows")
+	if err := d.generation.objects.PolicyQuery.Pin(pin); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{StateDir: dir, Log: discard()}); err == nil {
+		t.Fatal("a program where a map should be was opened")
+	}
+	if n := len(attached(t, lan)); n != 1 {
+		t.Errorf("%d programs attached after the failure, want 1", n)
+	}
+	if err := os.Remove(pin); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, dir).Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStateKeepsOthersMount: a BPF file system that somebody else mounted stays mounted.
+func TestStateKeepsOthersMount(t *testing.T) {
+	inNamespace(t)
+	dir := t.TempDir() + "/bpf"
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, 0)
+	if err := os.Mkdir(dir+"/other", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, dir).Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir + "/other"); err != nil {
+		t.Errorf("closing took somebody else's mount away: %v", err)
+	}
+}
+
+// TestStateWithoutIPv6: a box whose IPv6 is disabled is served in IPv4, and what IPv6 packet comes for the proxy
+// all the same is refused.
+func TestStateWithoutIPv6(t *testing.T) {
+	inNamespace(t)
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0); err != nil {
+		t.Skipf("this kernel has no IPv6 to disable: %v", err)
+	}
+	d := open(t, t.TempDir()+"/state")
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
+	if n := ours(t); n != oursApplied-1 {
+		t.Errorf("%d rules and routes, want %d: no IPv6 route", n, oursApplied-1)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if n := ours(t); n != 0 {
+		t.Errorf("%d rules and routes are left", n)
+	}
+}
+
+// TestStateReadersDoNotWait: while a large policy is built, the proxy's question is answered.
+func TestStateReadersDoNotWait(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}})
+	d.applying.Lock() // as an Apply holds it that builds
+	defer d.applying.Unlock()
+	answered := make(chan struct{})
+	go func() {
+		d.ProxiedTo(policy.TCP, client4, server4)
+		d.Status()
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(10 * time.Second):
+		t.Error("no answer while an Apply builds")
 	}
 }
 
