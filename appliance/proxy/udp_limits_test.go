@@ -84,6 +84,16 @@ func TestUDPClientLimits(t *testing.T) {
 	if s := r.server.Stats(); s.Sessions != 2 || s.Flows != 1+4 {
 		t.Errorf("%d sessions and %d flows, want 2 and 5", s.Sessions, s.Flows)
 	}
+	for _, n := range []int{6, 10} { // 6 is used again, so 7 goes for 10
+		if err := many.exchange(to(n), []byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n, want := range map[int]bool{6: true, 7: false, 8: true, 9: true, 10: true} {
+		if got := r.hasFlow(udpAddr(many.UDPConn), to(n)); got != want {
+			t.Errorf("flow %d: %v, want %v", n, got, want)
+		}
+	}
 	var all []*udpClientSocket
 	for i := range 4 {
 		if i == 2 { // many's session was the oldest, and now is not
@@ -115,6 +125,14 @@ func TestUDPClientLimits(t *testing.T) {
 	if n := upstream.accepted.Load(); n != associations+1 {
 		t.Error("the least recently used session had not been ended")
 	}
+}
+
+func (r *rig) hasFlow(client, remote netip.AddrPort) bool {
+	key := flowKey{endpointOf(client), endpointOf(remote)}
+	s := r.server.udp.shardOf(key.client)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flows[key] != nil
 }
 
 // When the process may open no more, the client that has most gives up its own.

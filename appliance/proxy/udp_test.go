@@ -239,6 +239,15 @@ func TestUDPQueue(t *testing.T) {
 			t.Fatalf("datagram %d of the queue: %d bytes, %v", i, len(payload), err)
 		}
 	}
+	held := make(chan struct{})
+	release = sync.OnceFunc(func() { close(held) })
+	t.Cleanup(release)
+	upstream.hold.Store(&held)
+	c = r.udpClient(client4, 0)
+	for range 5 { // two fit
+		c.send(to, pattern(60000, 1))
+	}
+	eventually(t, "the long ones are refused", func() bool { return r.server.Stats().Refused[QueueFull] == surplus+3 })
 }
 
 func pattern(size int, seed byte) []byte {

@@ -166,12 +166,70 @@ func TestSenderRefusals(t *testing.T) {
 		t.Errorf("with a datagram that is too long: %+v", r)
 	}
 	to.Close()
-	out.begin(socket)
-	for i := range 5 {
-		out.add(nil, pattern(10+i, 1), nil, 0) // not equal: five messages, each answered by ICMP
+	for range 3 { // what ICMP says about one call's datagrams is told to the next call
+		out.begin(socket)
+		for i := range 5 {
+			out.add(nil, pattern(10+i, 1), nil, 0) // not equal: five messages
+		}
+		if r := out.end(); r.packets != 5 || r.lost != 0 {
+			t.Errorf("to a closed port: %+v", r)
+		}
 	}
-	if r := out.end(); r.packets != 5 || r.lost != 0 {
-		t.Errorf("to a closed port: %+v", r)
+}
+
+// recorder notes what it was called with, and may do something then.
+type recorder struct {
+	calls int
+	then  func()
+}
+
+func (r *recorder) ready(uint32) {
+	r.calls++
+	if r.then != nil {
+		r.then()
+	}
+}
+
+// An event that epoll reported for a descriptor does not reach the handler of its successor.
+func TestLoopStaleEvents(t *testing.T) {
+	l, err := newLoop("loop-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	eventfd := func(count uint) int {
+		fd, err := unix.Eventfd(count, unix.EFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return fd
+	}
+	var a, b registration
+	first, second, successor := &recorder{}, &recorder{}, &recorder{}
+	replace := func(victim *registration) func() {
+		return func() {
+			index := victim.index
+			l.remove(victim)
+			r, err := l.add(eventfd(0), unix.EPOLLIN, successor)
+			if err != nil || r.index != index {
+				t.Errorf("the slot was not used again: %v", err)
+			}
+			l.stop()
+		}
+	}
+	first.then, second.then = replace(&b), replace(&a)
+	if a, err = l.add(eventfd(1), unix.EPOLLIN, first); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = l.add(eventfd(1), unix.EPOLLIN, second); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.run(); err != nil {
+		t.Fatal(err)
+	}
+	if first.calls+second.calls == 0 || successor.calls != 0 {
+		t.Errorf("calls: %d, %d, and %d of the successor", first.calls, second.calls, successor.calls)
 	}
 }
 
