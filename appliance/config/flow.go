@@ -136,6 +136,9 @@ func (d *decoder) expectation(at string, n *yaml.Node) expectation {
 	e := expectation{Test: Test{Position: Position{d.file, n.Line}}}
 	entries := d.entries(at, n)
 	d.require(at, n, entries, decode(d, at, entries, expectationKeys, nil, &e), "expect")
+	if ported := e.Flow.Source.Port() != 0 || e.Flow.Destination.Port() != 0; ported && e.Flow.Network == 0 {
+		d.errorf(n.Line, "%s: network is missing: a port is one of network: tcp or network: udp", at)
+	}
 	return e
 }
 

@@ -114,7 +114,9 @@ var ruleKeys = func() keys[rule] {
 		},
 		"snat": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			r.SNAT, r.snat = new(bool), n.Line
-			d.boolean(at, n, r.SNAT)
+			if d.boolean(at, n, r.SNAT); *r.SNAT {
+				d.errorf(n.Line, "%s: true is not in this version yet; leave it out: direct traffic is not translated", at)
+			}
 		},
 		"reject": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			d.boolean(at, n, &r.Reject)

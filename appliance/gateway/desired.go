@@ -19,14 +19,18 @@ type lan struct {
 }
 
 // lanInterfaces finds the configured interfaces. One that is missing is a problem, not an error: it may
-// come later, as a bridge, a USB adapter or the default route of a slow DHCP server does.
-func lanInterfaces(configured []string, s *netstate.Snapshot) []lan {
+// come later, as a bridge, a USB adapter or the default route of a slow DHCP server does. Where auto has no
+// default route to follow it stays what it was before: detaching while a lease is renewed would send direct what
+// is to be proxied as soon as the route is back.
+func lanInterfaces(configured []string, s *netstate.Snapshot, before []lan) []lan {
 	var all []lan
 	for _, name := range configured {
 		l := lan{name: name}
 		link, ok := s.LinkByName(name)
 		if name == config.Auto {
-			link, ok = s.DefaultLink()
+			if link, ok = s.DefaultLink(); !ok {
+				link, ok = stillThere(before, s)
+			}
 		}
 		switch {
 		case !ok && name == config.Auto:
@@ -40,6 +44,16 @@ func lanInterfaces(configured []string, s *netstate.Snapshot) []lan {
 		all = append(all, l)
 	}
 	return all
+}
+
+// stillThere is the link that auto meant before.
+func stillThere(before []lan, s *netstate.Snapshot) (netstate.Link, bool) {
+	for _, l := range before {
+		if l.name == config.Auto {
+			return s.Link(l.index)
+		}
+	}
+	return netstate.Link{}, false
 }
 
 func linkProblem(link netstate.Link, s *netstate.Snapshot) error {

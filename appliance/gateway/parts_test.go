@@ -37,7 +37,7 @@ func TestLANInterfaces(t *testing.T) {
 		{"port", "port", 5, true, "name br0 as the LAN interface"},
 		{"eth7", "", 0, false, "there is no interface eth7"},
 	} {
-		got := lanInterfaces([]string{c.name}, s)[0]
+		got := lanInterfaces([]string{c.name}, s, nil)[0]
 		problem := ""
 		if got.problem != nil {
 			problem = got.problem.Error()
@@ -46,8 +46,18 @@ func TestLANInterfaces(t *testing.T) {
 			t.Errorf("%s: %+v", c.name, got)
 		}
 	}
-	if got := lanInterfaces([]string{"auto"}, &netstate.Snapshot{})[0]; got.index != 0 || got.problem == nil {
+	if got := lanInterfaces([]string{"auto"}, &netstate.Snapshot{}, nil)[0]; got.index != 0 || got.problem == nil {
 		t.Errorf("auto without a default route: %+v", got)
+	}
+	auto := lanInterfaces([]string{"auto"}, s, nil)
+	away := *s
+	away.Defaults = nil
+	if got := lanInterfaces([]string{"auto"}, &away, auto)[0]; got.index != auto[0].index || got.index == 0 {
+		t.Errorf("auto while the default route is away: %+v, before %+v", got, auto[0])
+	}
+	away.Links = nil
+	if got := lanInterfaces([]string{"auto"}, &away, auto)[0]; got.index != 0 {
+		t.Errorf("auto without the interface that it was: %+v", got)
 	}
 }
 

@@ -64,7 +64,7 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 	if before.policy != nil && before.policy.same(policy) {
 		policy = before.policy // another pointer would mean another policy to the datapath
 	}
-	lan := lanInterfaces(plan.Config.Interfaces.LAN, snapshot)
+	lan := lanInterfaces(plan.Config.Interfaces.LAN, snapshot, before.lan)
 	desired := desire(plan.Config, policy, lan, snapshot)
 	sockets := g.proxy.Sockets()
 	desired.Sockets = datapath.Sockets{TCP4: sockets.TCP4, TCP6: sockets.TCP6, UDP4: sockets.UDP4, UDP6: sockets.UDP6}
