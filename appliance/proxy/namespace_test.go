@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,21 +44,32 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(m.Run())
 	}
+	os.Exit(runInside())
+}
+
+// runInside runs the tests in a child, and ends what they leave behind when they panic or time out.
+func runInside() int {
+	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
 	c.Env = append(os.Environ(), insideVariable+"=1")
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig looks at the thread
-	err := c.Run()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		os.Exit(0)
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
+	if err := c.Run(); c.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, "starting the tests in a network namespace:", err)
+		return 1
 	}
-	fmt.Fprintln(os.Stderr, "starting the tests in a network namespace:", err)
-	os.Exit(1)
+	for {
+		left, _ := os.ReadFile("/proc/thread-self/children")
+		for _, pid := range strings.Fields(string(left)) {
+			if n, err := strconv.Atoi(pid); err == nil {
+				syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
+		if _, err := syscall.Wait4(-1, nil, 0, nil); errors.Is(err, syscall.ECHILD) {
+			return c.ProcessState.ExitCode()
+		}
+	}
 }
 
 // namespace is a network namespace that lives as long as its descriptor.
