@@ -50,8 +50,15 @@ func TestMain(m *testing.M) {
 // runInside runs the tests in a child, and ends what they leave behind when they panic or time out.
 func runInside() int {
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	dir, err := os.MkdirTemp("", "sidegate-proxy")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "making a directory for the tests:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	os.Chmod(dir, 0o755) // servers drop their privileges
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), insideVariable+"=1")
+	c.Env = append(os.Environ(), insideVariable+"=1", "TMPDIR="+dir)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig looks at the thread
@@ -60,10 +67,13 @@ func runInside() int {
 		return 1
 	}
 	for {
-		left, _ := os.ReadFile("/proc/thread-self/children")
-		for _, pid := range strings.Fields(string(left)) {
-			if n, err := strconv.Atoi(pid); err == nil {
-				syscall.Kill(n, syscall.SIGKILL)
+		threads, _ := filepath.Glob("/proc/self/task/*/children")
+		for _, thread := range threads {
+			left, _ := os.ReadFile(thread)
+			for _, pid := range strings.Fields(string(left)) {
+				if n, err := strconv.Atoi(pid); err == nil {
+					syscall.Kill(n, syscall.SIGKILL)
+				}
 			}
 		}
 		if _, err := syscall.Wait4(-1, nil, 0, nil); errors.Is(err, syscall.ECHILD) {
@@ -365,7 +375,7 @@ func (r *rig) program(address netip.AddrPort, name string, args ...string) {
 func (r *rig) dante() outbound.Outbound {
 	t := r.t
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sidegate-proxy")
+	dir, err := os.MkdirTemp("", "dante")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -83,6 +83,7 @@ func (l *relayLoop) start(c *connection, client, upstream *net.TCPConn) (err err
 		if r.upstream.registration, err = l.add(b, unix.EPOLLIN, &r.upstream); err == nil {
 			client.Close()
 			upstream.Close()
+			r.resetOnClose()
 			return nil
 		}
 		l.remove(&r.client.registration)
@@ -90,6 +91,14 @@ func (l *relayLoop) start(c *connection, client, upstream *net.TCPConn) (err err
 	unix.Close(a)
 	unix.Close(b)
 	return err
+}
+
+// resetOnClose makes closing the sockets a reset, until end says otherwise. If this process dies, the kernel closes
+// them, and the endpoints must not take what they have by then for the whole.
+func (r *relay) resetOnClose() {
+	for _, s := range [...]*side{&r.client, &r.upstream} {
+		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
 }
 
 func duplicate(c *net.TCPConn) (fd int, err error) {
@@ -278,8 +287,8 @@ func (r *relay) end(reset bool) {
 	for _, s := range [...]*side{&r.client, &r.upstream} {
 		fd := s.fd
 		r.loop.remove(&s.registration)
-		if reset {
-			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		if !reset {
+			unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 		}
 		unix.Close(fd)
 		if s.pending > 0 {
