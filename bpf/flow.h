@@ -110,7 +110,12 @@ static __always_inline bool client_over_rate(struct __sk_buff *skb, const struct
 	return ++client->fresh > client_fresh;
 }
 
-/* --- proxy: into a socket --- */
+/*
+ * --- proxy: into a socket ---
+ *
+ * Functions that are not static are checked by the verifier once, by themselves, and not again at each
+ * call for every state that leads there. The price is that they must not trust their pointers.
+ */
 
 /* Returns the size that tells the kernel the family. */
 static __always_inline __u32 tuple_of(const struct packet *p, struct bpf_sock_tuple *tuple)
@@ -237,8 +242,10 @@ static __always_inline int proxy_udp(struct __sk_buff *skb, const struct packet 
 	return to_listener(skb, p, flow);
 }
 
-static __noinline int proxy(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+__noinline int proxy(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
+	if (!p || !flow)
+		return drop(REASON_POLICY_MISSING);
 	if (p->key.protocol == IPPROTO_TCP)
 		return proxy_tcp(skb, p, flow);
 	if (p->key.protocol == IPPROTO_UDP)
@@ -246,8 +253,10 @@ static __noinline int proxy(struct __sk_buff *skb, const struct packet *p, struc
 	return drop(REASON_NOT_PROXYABLE);
 }
 
-static __noinline int refuse(struct __sk_buff *skb, const struct packet *p, const struct flow *flow)
+__noinline int refuse(struct __sk_buff *skb, const struct packet *p, const struct flow *flow)
 {
+	if (!p || !flow)
+		return drop(REASON_POLICY_MISSING);
 	if (!flow->reject)
 		return drop(REASON_RULE_BLOCK);
 	count_reason(REASON_RULE_REJECT);
@@ -298,7 +307,7 @@ static __always_inline bool still_proxied(struct __sk_buff *skb, const struct pa
 static __always_inline int flow_continue(struct __sk_buff *skb, const struct packet *p,
 					 struct flow *flow)
 {
-	flow->last_seen = bpf_ktime_get_coarse_ns();
+	flow->last_seen = bpf_jiffies64();
 	flow->packets++;
 	flow->bytes += skb->len;
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
@@ -381,15 +390,12 @@ static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p
 	bpf_map_update_elem(&crowd_flows, &p->key, flow, BPF_ANY);
 }
 
-/*
- * Decides a flow and records it. `old` is what an earlier connection of the same ports left. Global,
- * for the verifier's sake, as parse().
- */
+/* Decides a flow and records it. `old` is what an earlier connection of the same ports left. */
 __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct flow *old)
 {
 	__u32 reason;
 	struct flow flow = {
-		.first_seen = bpf_ktime_get_coarse_ns(),
+		.first_seen = bpf_jiffies64(),
 		.packets = 1,
 		.bytes = skb->len,
 		.generation = generation,
@@ -437,8 +443,10 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
  * one whose entry is gone and whose socket is the proxy's (the local address is not the gateway's,
  * so the socket is transparent) must not leak.
  */
-static __noinline int unseen_tcp(struct __sk_buff *skb, const struct packet *p)
+__noinline int unseen_tcp(struct __sk_buff *skb, const struct packet *p)
 {
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
 	if (!is_own(&p->key.destination) && tcp_socket_state(skb, p))
 		return steer(skb);
 	return pass();

@@ -108,6 +108,7 @@ int policy_query(struct __sk_buff *skb)
 	if (bpf_skb_load_bytes(skb, 0, &facts, sizeof(facts)))
 		return TCX_DROP;
 	decide(&facts, &decision);
+	decision.now = bpf_jiffies64();
 	return bpf_skb_store_bytes(skb, 0, &decision, sizeof(decision), 0) ? TCX_DROP : TCX_PASS;
 }
 

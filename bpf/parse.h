@@ -205,11 +205,12 @@ static __always_inline void parse_extension(struct packet *p, __u8 kind, struct 
 }
 
 /* Walks the extension headers (RFC 8200 §4) to the transport header. */
-static __always_inline enum parsed parse_extensions(struct __sk_buff *skb, struct packet *p,
-						    __u8 next)
+__noinline int parse_extensions(struct __sk_buff *skb, struct packet *p, __u8 next)
 {
 	struct extension ext;
 
+	if (!p)
+		return PARSED_INVALID;
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
 		if (p->fragment == FRAGMENT_LATER || !is_extension(next))
 			break;
@@ -249,7 +250,10 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 	p->ipv6 = 1;
 	p->dscp = (ip.priority << 2 | ip.flow_lbl[0] >> 6) & 63;
 	p->transport = p->link_length + sizeof(ip);
-	return parse_extensions(skb, p, ip.nexthdr);
+	if (is_extension(ip.nexthdr))
+		return parse_extensions(skb, p, ip.nexthdr);
+	p->key.protocol = ip.nexthdr;
+	return parse_transport(skb, p);
 }
 
 static __always_inline bool is_tag(__be32 ether_type)
@@ -257,14 +261,8 @@ static __always_inline bool is_tag(__be32 ether_type)
 	return ether_type == bpf_htons(ETH_P_8021Q) || ether_type == bpf_htons(ETH_P_8021AD);
 }
 
-/*
- * A global function: the verifier checks it once, by itself, so that its many paths (options,
- * extension headers, fragments) are not multiplied with those of what follows.
- */
-__noinline int parse(struct __sk_buff *skb, struct packet *p, __u32 link_length)
+static __always_inline int parse(struct __sk_buff *skb, struct packet *p, __u32 link_length)
 {
-	if (!p)
-		return PARSED_INVALID;
 	/* a VLAN's packets belong to the VLAN's own interface; VID 0 is only a priority */
 	if (skb->vlan_present && skb->vlan_tci & 0xfff)
 		return PARSED_PASS;

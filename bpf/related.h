@@ -30,11 +30,13 @@ static __noinline void remember_fragment(struct __sk_buff *skb, const struct pac
 	bpf_map_update_elem(&fragments, &key, &fragment, BPF_ANY);
 }
 
-static __noinline int later_fragment(struct __sk_buff *skb, const struct packet *p)
+__noinline int later_fragment(struct __sk_buff *skb, const struct packet *p)
 {
 	struct fragment_key key = {};
 	struct fragment *first;
 
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
 	fragment_identify(p, &key);
 	first = bpf_map_lookup_elem(&fragments, &key);
 	if (!first)
@@ -94,10 +96,13 @@ static __always_inline struct flow *quoted_flow(struct __sk_buff *skb, const str
  * An ICMP error goes the way of its flow: to the proxy's socket, which sent the packet that it is
  * about, or nowhere. All others pass: path MTU discovery depends on them.
  */
-static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p)
+__noinline int icmp_error(struct __sk_buff *skb, const struct packet *p)
 {
-	struct flow *flow = quoted_flow(skb, p);
+	struct flow *flow;
 
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
+	flow = quoted_flow(skb, p);
 	if (!flow)
 		return pass();
 	if (flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_DNS)

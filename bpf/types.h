@@ -94,7 +94,7 @@ enum flow_state {
 };
 
 struct flow {
-	__u64 first_seen; /* ns of CLOCK_MONOTONIC, coarse */
+	__u64 first_seen; /* jiffies: a clock in nanoseconds would cost a third of a hit */
 	__u64 last_seen;
 	__u64 packets; /* as the hook sees them: after GRO */
 	__u64 bytes;
@@ -208,6 +208,8 @@ struct decision {
 	struct action action;
 	__u32 rule; /* RULE_DEFAULT if none matched */
 	__u32 reason; /* enum reason: why there is no decision; 0 if there is one */
+	__u32 pad;
+	__u64 now; /* jiffies: what the flows' times are compared with */
 };
 
 /* Keeps in the type information what no map's key or value is made of. */

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -423,9 +424,7 @@ func TestActSweep(t *testing.T) {
 		after int64 // seconds
 		left  int
 	}{{50, 4}, {70, 3}, {250, 2}, {9 * 60, 2}, {11 * 60, 1}, {23 * 3600, 1}, {25 * 3600, 0}} {
-		if err := d.state.sweep(monotonic() + uint64(c.after)*1e9); err != nil {
-			t.Fatal(err)
-		}
+		d.sweepAfter(t, time.Duration(c.after)*time.Second)
 		if left() != c.left {
 			t.Errorf("after %d s idle %d flows are left, want %d", c.after, left(), c.left)
 		}
@@ -435,6 +434,19 @@ func TestActSweep(t *testing.T) {
 	}
 	if s, err := d.Status(); err != nil || s.Flows.Entries != 4 || s.Crowd.Entries != 0 {
 		t.Errorf("the share is not free again: %+v, %v", s, err)
+	}
+}
+
+// sweepAfter sweeps as if a time had passed.
+func (d *Datapath) sweepAfter(t *testing.T, passed time.Duration) {
+	t.Helper()
+	now, err := d.generation.now()
+	if err == nil {
+		c := d.generation.clock
+		err = d.state.sweep(now+uint64(passed.Seconds())*c.hertz, c)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -448,9 +460,7 @@ func TestActSweepKeepsProxiedConnections(t *testing.T) {
 	data.tcpFlags = flagACK
 	d.run(t, syn.bytes())
 	d.run(t, data.bytes())
-	if err := d.state.sweep(monotonic() + 3600e9); err != nil {
-		t.Fatal(err)
-	}
+	d.sweepAfter(t, time.Hour)
 	if flows, err := d.Flows(); err != nil || len(flows) != 1 {
 		t.Errorf("%d flows are left, %v", len(flows), err)
 	}

@@ -43,7 +43,13 @@ func (s *state) flowTables() []*ebpf.Map {
 func (d *Datapath) Flows() ([]Flow, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	now := monotonic()
+	if d.generation == nil {
+		return nil, nil
+	}
+	now, err := d.generation.now()
+	if err != nil {
+		return nil, err
+	}
 	interfaces := map[uint32]string{}
 	var flows []Flow
 	for i, table := range d.state.flowTables() {
@@ -111,8 +117,8 @@ func (d *Datapath) describe(k gatewayFlowKey, v gatewayFlow, now uint64) Flow {
 		State:       names().state(uint32(v.State)),
 		Packets:     v.Packets,
 		Bytes:       v.Bytes,
-		Age:         time.Duration(now - v.FirstSeen),
-		Idle:        time.Duration(now - v.LastSeen),
+		Age:         d.generation.clock.since(now, v.FirstSeen),
+		Idle:        d.generation.clock.since(now, v.LastSeen),
 	}
 	if v.Verdict == uint8(gatewayVerdictVERDICT_PROXY) {
 		f.Outbound = d.outboundName(v.Outbound)
@@ -175,15 +181,6 @@ func (d *Datapath) ProxiedTo(network policy.Network, client, destination netip.A
 		return outbound, ok
 	}
 	return "", false
-}
-
-// monotonic is the clock of the flow table's times.
-func monotonic() uint64 {
-	var ts unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts) != nil {
-		return 0
-	}
-	return uint64(ts.Nano())
 }
 
 // clientOf is the key of the clients map that the programs count this flow under.

@@ -56,6 +56,8 @@ type gatewayDecision struct {
 	Action gatewayAction
 	Rule   uint32
 	Reason uint32
+	Pad    uint32
+	Now    uint64
 }
 
 type gatewayFacts struct {

@@ -18,6 +18,7 @@ type generation struct {
 	desired Desired
 	tables  *policy.Tables
 	objects gatewayObjects
+	clock   clock
 
 	nameClasses map[policy.Bits]policy.Class // rows of name_bits that Query has filled
 	interfaces  map[string]uint32            // name → index, as the interfaces map has them
@@ -49,11 +50,21 @@ func newGeneration(number uint32, want Desired, shared *gatewayMaps) (*generatio
 		g.Close()
 		return nil, err
 	}
-	if err := g.selfTest(); err != nil {
+	if err := errors.Join(g.setClock(), g.selfTest()); err != nil {
 		g.Close()
 		return nil, err
 	}
 	return g, nil
+}
+
+func (g *generation) setClock() error {
+	up, err := uptime()
+	if err != nil {
+		return err
+	}
+	now, err := g.now()
+	g.clock = clockAt(now, up)
+	return err
 }
 
 func (g *generation) load(shared *gatewayMaps) error {

@@ -11,8 +11,8 @@ import (
 // Instructions that the verifier walks for each program, at most: a budget, so that growth is noticed while
 // the limit of a million is far, and because loading time follows it.
 var verifierBudget = map[string]uint32{
-	"lan_ethernet": 10_000,
-	"lan_ip":       10_000,
+	"lan_ethernet": 13_000,
+	"lan_ip":       13_000,
 	"policy_query": 4000,
 	"proxy_lookup": 1000,
 }

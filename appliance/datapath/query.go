@@ -16,24 +16,38 @@ func (g *generation) query(f policy.Flow) (policy.Decision, error) {
 	if err != nil {
 		return policy.Decision{}, err
 	}
-	var in bytes.Buffer
-	if err := binary.Write(&in, binary.NativeEndian, facts); err != nil {
-		return policy.Decision{}, fmt.Errorf("writing the flow's facts: %w", err)
-	}
-	out := make([]byte, in.Len())
-	ret, data, err := g.objects.PolicyQuery.Test(in.Bytes())
+	d, err := g.ask(facts)
 	if err != nil {
-		return policy.Decision{}, fmt.Errorf("asking the kernel: %w", err)
+		return policy.Decision{}, err
 	}
-	copy(out, data)
-	var d gatewayDecision
-	if err := binary.Read(bytes.NewReader(out), binary.NativeEndian, &d); err != nil {
-		return policy.Decision{}, fmt.Errorf("reading the kernel's decision: %w", err)
-	}
-	if ret != 0 || d.Reason != 0 {
-		return policy.Decision{}, fmt.Errorf("asking the kernel: %s (code %d)", reasonText(d.Reason), ret)
+	if d.Reason != 0 {
+		return policy.Decision{}, fmt.Errorf("asking the kernel: %s", reasonText(d.Reason))
 	}
 	return g.decision(d)
+}
+
+// now is the time by which flows' times are read.
+func (g *generation) now() (uint64, error) {
+	d, err := g.ask(gatewayFacts{})
+	return d.Now, err
+}
+
+func (g *generation) ask(facts gatewayFacts) (d gatewayDecision, err error) {
+	var in bytes.Buffer
+	if err := binary.Write(&in, binary.NativeEndian, facts); err != nil {
+		return d, fmt.Errorf("writing the flow's facts: %w", err)
+	}
+	ret, out, err := g.objects.PolicyQuery.Test(in.Bytes())
+	if err != nil {
+		return d, fmt.Errorf("asking the kernel: %w", err)
+	}
+	if ret != 0 {
+		return d, fmt.Errorf("asking the kernel: the program says %d", ret)
+	}
+	if err := binary.Read(bytes.NewReader(out), binary.NativeEndian, &d); err != nil {
+		return d, fmt.Errorf("reading the kernel's decision: %w", err)
+	}
+	return d, nil
 }
 
 func (g *generation) decision(d gatewayDecision) (policy.Decision, error) {

@@ -58,7 +58,7 @@ func (d *Datapath) Sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := d.state.sweep(monotonic()); err != nil {
+			if err := d.sweep(); err != nil {
 				d.log.Warn("sweeping the flow table", "error", err)
 			}
 		}
@@ -70,13 +70,25 @@ type agedFlow struct {
 	seen uint64
 }
 
-// sweep is one round, at a time of the monotonic clock.
-func (s *state) sweep(now uint64) error {
+func (d *Datapath) sweep() error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.generation == nil {
+		return nil
+	}
+	now, err := d.generation.now()
+	if err != nil {
+		return err
+	}
+	return d.state.sweep(now, d.generation.clock)
+}
+
+// sweep is one round, at a time of the clock.
+func (s *state) sweep(now uint64, c clock) error {
 	held := map[gatewayClientKey][]agedFlow{}
 	var over []gatewayFlowKey
 	err := eachFlow(s.maps.Flows, func(k gatewayFlowKey, v gatewayFlow) {
-		// A packet may have come after `now` was read.
-		if v.LastSeen < now && time.Duration(now-v.LastSeen) > idleLimit(k, v) {
+		if c.since(now, v.LastSeen) > idleLimit(k, v) {
 			over = append(over, k)
 			return
 		}
