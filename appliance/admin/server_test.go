@@ -25,11 +25,11 @@ type gatewayOf struct {
 }
 
 func (g *gatewayOf) Status(context.Context) (Status, error) { return g.status, g.err }
-func (g *gatewayOf) Flows(context.Context) ([]Flow, error) { return []Flow{{Rule: "web"}}, g.err }
+func (g *gatewayOf) Flows(context.Context) ([]Flow, error)  { return []Flow{{Rule: "web"}}, g.err }
 
 func (g *gatewayOf) Rules(context.Context) ([]Rule, error)           { return []Rule{{Name: "web"}}, g.err }
 func (g *gatewayOf) FlowCounts(context.Context) ([]FlowCount, error) { return nil, g.err }
-func (g *gatewayOf) Reload(context.Context) (Reload, error) { return Reload{OK: true}, g.err }
+func (g *gatewayOf) Reload(context.Context) (Reload, error)          { return Reload{OK: true}, g.err }
 
 func (g *gatewayOf) Explain(_ context.Context, facts map[string][]string) (LiveExplanation, error) {
 	g.asked = facts

@@ -108,7 +108,7 @@ func (s *state) sweep(now uint64, c clock) error {
 // overfull chooses what to give up when the table is nearly full, whoever filled it: the least recently
 // used flows of the clients that hold most. It takes them out of held.
 func (s *state) overfull(held map[gatewayClientKey][]agedFlow) []gatewayFlowKey {
-	var total, limit = 0, int(s.maps.Flows.MaxEntries()) * 7 / 8
+	total, limit := 0, int(s.maps.Flows.MaxEntries())*7/8
 	clients := make([]gatewayClientKey, 0, len(held))
 	for c, flows := range held {
 		total += len(flows)

@@ -46,22 +46,36 @@ func TestParse(t *testing.T) {
 		"IPv4 options": {ethernet + "0800" + "46" + ip4[2:] + "01010101" + ports, four},
 		"VLAN":         {ethernet + "8100 e064 0800" + ip4 + ports, with(four, func(p *Packet) { p.VLAN = 100 })},
 		"QinQ":         {ethernet + "88a8 0007 8100 0064 0800" + ip4 + ports, with(four, func(p *Packet) { p.VLAN = 7 })},
-		"TCP": {ethernet + "0800" + strings.Replace(ip4, "3f11", "3f06", 1) + ports + "00000001 00000002 5012 ffff",
-			with(four, func(p *Packet) { p.Protocol, p.TCPFlags = TCP, 0x12 })},
-		"ICMP": {ethernet + "0800" + strings.Replace(ip4, "3f11", "3f01", 1) + "0304",
-			with(four, func(p *Packet) { noPorts(p); p.Protocol, p.ICMPType, p.ICMPCode = ICMP, 3, 4 })},
-		"first fragment": {ethernet + "0800" + strings.Replace(ip4, "4000", "2000", 1) + ports,
-			with(four, func(p *Packet) { p.Fragment, p.DontFragment = First, false })},
-		"later fragment": {ethernet + "0800" + strings.Replace(ip4, "4000", "00b9", 1) + ports,
-			with(four, func(p *Packet) { noPorts(p); p.Fragment, p.DontFragment = Later, false })},
+		"TCP": {
+			ethernet + "0800" + strings.Replace(ip4, "3f11", "3f06", 1) + ports + "00000001 00000002 5012 ffff",
+			with(four, func(p *Packet) { p.Protocol, p.TCPFlags = TCP, 0x12 }),
+		},
+		"ICMP": {
+			ethernet + "0800" + strings.Replace(ip4, "3f11", "3f01", 1) + "0304",
+			with(four, func(p *Packet) { noPorts(p); p.Protocol, p.ICMPType, p.ICMPCode = ICMP, 3, 4 }),
+		},
+		"first fragment": {
+			ethernet + "0800" + strings.Replace(ip4, "4000", "2000", 1) + ports,
+			with(four, func(p *Packet) { p.Fragment, p.DontFragment = First, false }),
+		},
+		"later fragment": {
+			ethernet + "0800" + strings.Replace(ip4, "4000", "00b9", 1) + ports,
+			with(four, func(p *Packet) { noPorts(p); p.Fragment, p.DontFragment = Later, false }),
+		},
 		"IPv6":       {ethernet + "86dd" + sixth("11") + ports, six},
 		"extensions": {ethernet + "86dd" + sixth("00") + "2b00000000000000" + "3c01" + strings.Repeat("00", 14) + "1100000000000000" + ports, six},
-		"IPv6 first fragment": {ethernet + "86dd" + sixth("2c") + "1100 0001 00000001" + ports,
-			with(six, func(p *Packet) { p.Fragment = First })},
-		"IPv6 later fragment": {ethernet + "86dd" + sixth("2c") + "1100 05a8 00000001" + ports,
-			with(six, func(p *Packet) { noPorts(p); p.Fragment = Later })},
-		"ICMPv6": {ethernet + "86dd" + sixth("3a") + "0200",
-			with(six, func(p *Packet) { noPorts(p); p.Protocol, p.ICMPType = ICMPv6, 2 })},
+		"IPv6 first fragment": {
+			ethernet + "86dd" + sixth("2c") + "1100 0001 00000001" + ports,
+			with(six, func(p *Packet) { p.Fragment = First }),
+		},
+		"IPv6 later fragment": {
+			ethernet + "86dd" + sixth("2c") + "1100 05a8 00000001" + ports,
+			with(six, func(p *Packet) { noPorts(p); p.Fragment = Later }),
+		},
+		"ICMPv6": {
+			ethernet + "86dd" + sixth("3a") + "0200",
+			with(six, func(p *Packet) { noPorts(p); p.Protocol, p.ICMPType = ICMPv6, 2 }),
+		},
 		"ARP": {ethernet + "0806 0001", Packet{SrcMAC: four.SrcMAC, DstMAC: four.DstMAC, EtherType: EtherARP}},
 	} {
 		t.Run(name, func(t *testing.T) {

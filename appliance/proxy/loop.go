@@ -158,7 +158,7 @@ func (l *loop) handle(e unix.EpollEvent) {
 
 // stop makes run return soon.
 func (l *loop) stop() {
-	var one = [8]byte{1}
+	one := [8]byte{1}
 	unix.Write(l.wake, one[:])
 }
 

@@ -153,7 +153,6 @@ var (
 	server6  = netip.MustParseAddr("2001:db8:113::10")
 	proxy4   = netip.MustParseAddr("203.0.113.20")
 	third4   = netip.MustParseAddr("203.0.113.30")
-	third6   = netip.MustParseAddr("2001:db8:113::30")
 	mtu      = 1500
 	testMark = uint32(0x02000000)
 )

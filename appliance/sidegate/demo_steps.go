@@ -29,31 +29,51 @@ type step struct {
 var steps = []step{
 	{title: "The gateway starts: sidegate run", act: startGateway, claims: []claim{gatewayIsReady}},
 
-	{title: "Direct: a download over IPv4", act: download, host: lab.Server, ip: ipv4, verdict: "direct", rule: "default",
-		claims: []claim{fileIsWhole, serverSeesLaptop, oneHop, repliesBypass, noRedirects}},
-	{title: "Direct: a download over IPv6", act: download, host: lab.Server, ip: ipv6, verdict: "direct", rule: "default",
-		claims: []claim{fileIsWhole, serverSeesLaptop, oneHop, repliesBypass}},
-	{title: "Direct: a conversation over UDP", act: converse, host: lab.Server, ip: ipv4, verdict: "direct", rule: "default",
-		claims: []claim{everyAnswer, serverSeesLaptop, oneHop, repliesBypass}},
+	{
+		title: "Direct: a download over IPv4", act: download, host: lab.Server, ip: ipv4, verdict: "direct", rule: "default",
+		claims: []claim{fileIsWhole, serverSeesLaptop, oneHop, repliesBypass, noRedirects},
+	},
+	{
+		title: "Direct: a download over IPv6", act: download, host: lab.Server, ip: ipv6, verdict: "direct", rule: "default",
+		claims: []claim{fileIsWhole, serverSeesLaptop, oneHop, repliesBypass},
+	},
+	{
+		title: "Direct: a conversation over UDP", act: converse, host: lab.Server, ip: ipv4, verdict: "direct", rule: "default",
+		claims: []claim{everyAnswer, serverSeesLaptop, oneHop, repliesBypass},
+	},
 
-	{title: "Proxied: a download over IPv4, through dante's SOCKS5", act: download, host: abroad, ip: ipv4, verdict: "proxy", rule: abroad,
-		claims: []claim{fileIsWhole, serverSeesUpstream, hidden, onlySidegate}},
-	{title: "Proxied: a download over IPv6", act: download, host: abroad, ip: ipv6, verdict: "proxy", rule: abroad,
-		claims: []claim{fileIsWhole, serverSeesUpstream, hidden, onlySidegate}},
-	{title: "Proxied: a conversation over UDP", act: converse, host: abroad, ip: ipv4, verdict: "proxy", rule: abroad,
-		claims: []claim{everyAnswer, serverSeesUpstream, hidden, onlySidegate}},
+	{
+		title: "Proxied: a download over IPv4, through dante's SOCKS5", act: download, host: abroad, ip: ipv4, verdict: "proxy", rule: abroad,
+		claims: []claim{fileIsWhole, serverSeesUpstream, hidden, onlySidegate},
+	},
+	{
+		title: "Proxied: a download over IPv6", act: download, host: abroad, ip: ipv6, verdict: "proxy", rule: abroad,
+		claims: []claim{fileIsWhole, serverSeesUpstream, hidden, onlySidegate},
+	},
+	{
+		title: "Proxied: a conversation over UDP", act: converse, host: abroad, ip: ipv4, verdict: "proxy", rule: abroad,
+		claims: []claim{everyAnswer, serverSeesUpstream, hidden, onlySidegate},
+	},
 
-	{title: "Blocked: a connection", act: knock, host: ads, ip: ipv4, verdict: "block", rule: ads,
-		claims: []claim{silence, stopsHere, drops("rule_block")}},
-	{title: "Rejected: a connection", act: knock, host: telemetry, ip: ipv4, verdict: "block", rule: telemetry,
-		claims: []claim{refusal, reset, stopsHere, drops("rule_reject")}},
+	{
+		title: "Blocked: a connection", act: knock, host: ads, ip: ipv4, verdict: "block", rule: ads,
+		claims: []claim{silence, stopsHere, drops("rule_block")},
+	},
+	{
+		title: "Rejected: a connection", act: knock, host: telemetry, ip: ipv4, verdict: "block", rule: telemetry,
+		claims: []claim{refusal, reset, stopsHere, drops("rule_reject")},
+	},
 
-	{title: "The flow table explains each: sidegate flows", act: nothing, claims: []claim{tableExplains},
-		show: func(ctx context.Context, s *stage) (string, error) { return s.command(ctx, "flows") }},
-	{title: "And a flow that is not there yet: sidegate explain", act: nothing, claims: []claim{kernelAgrees},
+	{
+		title: "The flow table explains each: sidegate flows", act: nothing, claims: []claim{tableExplains},
+		show: func(ctx context.Context, s *stage) (string, error) { return s.command(ctx, "flows") },
+	},
+	{
+		title: "And a flow that is not there yet: sidegate explain", act: nothing, claims: []claim{kernelAgrees},
 		show: func(ctx context.Context, s *stage) (string, error) {
 			return s.command(ctx, append([]string{"explain", "-c", s.gateway.Config}, s.question()...)...)
-		}},
+		},
+	},
 }
 
 var lastSteps = []step{
