@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -76,7 +75,7 @@ const (
 type Datapath struct {
 	log   *slog.Logger
 	state *state // shared maps and pins
-	lock  net.Listener
+	lock  *lock
 
 	applying sync.Mutex // one Apply at a time; held before mu
 
@@ -126,19 +125,6 @@ func Open(ctx context.Context, o Options) (*Datapath, error) {
 		o.Log.Warn("the pinned state has another layout: it is rebuilt, and live flows are decided again")
 	}
 	return d, nil
-}
-
-// lockNamespace refuses a second daemon. Abstract socket names belong to a network namespace, as does all
-// that this package owns, and the kernel releases them when the process ends, however it ends.
-func lockNamespace() (net.Listener, error) {
-	l, err := net.Listen("unix", "@sidegate-datapath")
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, errors.New("another sidegate runs in this network namespace: stop it first")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("locking the network namespace: %w", err)
-	}
-	return l, nil
 }
 
 // Apply makes the kernel's state equal to want. It is idempotent, and cheap when nothing differs. A new
