@@ -43,6 +43,22 @@ func download(t *testing.T, client *http.Client, from netip.AddrPort, n int64) e
 	return nil
 }
 
+// requestAfter is the one that the server answers after so many: it notes it when it is done, which may be after the
+// client is.
+func requestAfter(t *testing.T, files *lab.FileServer, before int) lab.Request {
+	t.Helper()
+	err := lab.Wait(within(t, 10*time.Second), "the server to note the request", func() error {
+		if n := len(files.Requests()); n <= before {
+			return fmt.Errorf("%d requests", n)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files.Requests()[before]
+}
+
 // TestDirectBypassesTheGatewayOnItsWayBack: the laptop's own address and port reach the server, replies go
 // from the router straight to the laptop, the TTL falls by one, and no redirect is sent.
 func TestDirectBypassesTheGatewayOnItsWayBack(t *testing.T) {
@@ -59,11 +75,11 @@ func TestDirectBypassesTheGatewayOnItsWayBack(t *testing.T) {
 	atGateway, atRouter := captureOn(t, w.sidegate(), w.sidegate().Interface().Name), captureOn(t, w.router(), "lan")
 	for family, addr := range both(w.laptop(), w.server()) {
 		client, server := addr[0], addr[1]
+		before := len(files.Requests())
 		if err := download(t, w.laptop().HTTP(), netip.AddrPortFrom(server, files.Addr4().Port()), 4<<20); err != nil {
 			t.Fatal(err)
 		}
-		requests := files.Requests()
-		if from := requests[len(requests)-1].From; from.Addr() != client {
+		if from := requestAfter(t, files, before).From; from.Addr() != client {
 			t.Errorf("%s: the server saw %s, want the laptop's %s", family, from, client)
 		}
 		c, err := w.laptop().Dial(within(t, 5*time.Second), "udp", netip.AddrPortFrom(server, echo.Addr4().Port()).String())

@@ -33,11 +33,11 @@ func TestProxiedArrivesThroughTheUpstream(t *testing.T) {
 	w.startProxied(t)
 	atRouter := captureOn(t, w.router(), "lan")
 	for family, addr := range both(w.laptop(), w.server()) {
+		before := len(files.Requests())
 		if err := download(t, w.laptop().HTTP(), netip.AddrPortFrom(addr[1], files.Addr4().Port()), 4<<20); err != nil {
 			t.Fatalf("%s: %v", family, err)
 		}
-		requests := files.Requests()
-		if from := requests[len(requests)-1].From.Addr(); from != w.upstream().Addr4() && from != w.upstream().Addr6() {
+		if from := requestAfter(t, files, before).From.Addr(); from != w.upstream().Addr4() && from != w.upstream().Addr6() {
 			t.Errorf("%s: the server saw %s, want the upstream", family, from)
 		}
 		c, err := w.laptop().Dial(t.Context(), "udp", netip.AddrPortFrom(addr[1], echo.Addr4().Port()).String())
