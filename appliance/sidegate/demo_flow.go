@@ -69,6 +69,7 @@ func download(ctx context.Context, s *stage, host string, to netip.Addr) (flow, 
 	if err != nil {
 		return f, err
 	}
+	before := len(s.files[host].Requests())
 	start := time.Now()
 	response, err := client.Do(request)
 	if err != nil {
@@ -80,9 +81,17 @@ func download(ctx context.Context, s *stage, host string, to netip.Addr) (flow, 
 	f.got, f.err = io.Copy(hash, response.Body)
 	f.took = time.Since(start)
 	f.whole = hex.EncodeToString(hash.Sum(nil)) == lab.Digest(fileSize)
-	if requests := s.files[host].Requests(); len(requests) > 0 {
-		f.seenFrom = requests[len(requests)-1].From
-	}
+	// The server notes a request when it is done with it, which may be after the client is.
+	noted, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	f.err = errors.Join(f.err, lab.Wait(noted, "the server to note the request", func() error {
+		requests := s.files[host].Requests()
+		if len(requests) <= before {
+			return fmt.Errorf("%d requests", len(requests))
+		}
+		f.seenFrom = requests[before].From
+		return nil
+	}))
 	return f, nil
 }
 
