@@ -4,7 +4,7 @@
 #define SIDEGATE_REDIRECT_H
 
 #include "bpf_helpers.h"
-#include "flow.h"
+#include "act.h"
 #include "types.h"
 
 #define ICMPV6_REDIRECT 137

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Clients, and what each may claim of what all share. */
+#ifndef SIDEGATE_CLIENT_H
+#define SIDEGATE_CLIENT_H
+
+#include "bpf_helpers.h"
+#include "config.h"
+#include "maps.h"
+#include "parse.h"
+#include "types.h"
+
+#define SECOND 1000000000ULL
+
+static __always_inline void client_identify(const struct packet *p, const __u8 *mac,
+					    struct client_key *key)
+{
+	__builtin_memcpy(key->w, mac, 6);
+	if (key->w[0] || key->w[1])
+		return;
+	key->w[0] = p->key.source.w[0];
+	key->w[1] = p->key.source.w[1];
+	if (!p->ipv6) {
+		key->w[2] = p->key.source.w[2];
+		key->w[3] = p->key.source.w[3];
+	}
+}
+
+static __always_inline struct client *client_of(struct __sk_buff *skb, const struct packet *p)
+{
+	struct client_key key = {};
+	struct client fresh = {}, *client;
+	__u8 mac[6] = {};
+
+	if (p->link_length)
+		bpf_skb_load_bytes(skb, 6, mac, sizeof(mac));
+	client_identify(p, mac, &key);
+	client = bpf_map_lookup_elem(&clients, &key);
+	if (client)
+		return client;
+	bpf_map_update_elem(&clients, &key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&clients, &key);
+}
+
+/*
+ * A listener's queue is shared by all clients: one that fills it faster than the daemon empties it
+ * would cost the others their first packets.
+ */
+static __always_inline bool client_over_rate(struct __sk_buff *skb, const struct packet *p)
+{
+	struct client *client = client_of(skb, p);
+	__u64 second = bpf_ktime_get_coarse_ns() / SECOND;
+
+	if (!client)
+		return true;
+	if (client->second != second) {
+		client->second = second;
+		client->fresh = 0;
+	}
+	return ++client->fresh > client_fresh;
+}
+
+#endif
