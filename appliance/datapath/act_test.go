@@ -443,10 +443,28 @@ func (d *Datapath) sweepAfter(t *testing.T, passed time.Duration) {
 	now, err := d.generation.now()
 	if err == nil {
 		c := d.generation.clock
-		err = d.state.sweep(now+uint64(passed.Seconds())*c.hertz, c)
+		_, err = d.state.sweep(now+uint64(passed.Seconds())*c.hertz, c)
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestActSweepForgetsGenerations: the rules' names of old generations go with their last flow.
+func TestActSweepForgetsGenerations(t *testing.T) {
+	d := opened(t)
+	for range 5 {
+		apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
+	}
+	d.run(t, udpPacket("192.168.0.3:5000", "203.0.113.10:443").bytes())
+	for range 5 {
+		apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
+	}
+	if err := d.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if len(d.rules) != 2 {
+		t.Errorf("the names of %d generations are kept, want that of the live flow and that in force", len(d.rules))
 	}
 }
 

@@ -1,9 +1,11 @@
 package datapath
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 
@@ -38,7 +40,7 @@ func TestPolicyProof(t *testing.T) {
 		for range flowsPerPolicy {
 			f := p.RandomFlow(r)
 			if err := d.prove(t, p, f); err != nil {
-				t.Fatalf("seed %d, case %d: %v", seed, cases, err)
+				t.Fatalf("seed %d, case %d: %v\n%s", seed, cases, err, d.keep(t, policy.Case{Policy: p, Flow: f}, seed))
 			}
 			cases++
 			if f.Destination.Addr().Is6() {
@@ -52,6 +54,50 @@ func TestPolicyProof(t *testing.T) {
 	t.Logf("%d cases (%d IPv6), %d of them by packets as well, 0 mismatches", cases, v6, packets)
 	if packets < cases/3 || v6 < cases/10 {
 		t.Errorf("the generator no longer reaches packets or IPv6: %d, %d of %d", packets, v6, cases)
+	}
+}
+
+// corpus holds the cases in which renderings once differed, of this proof and of the policy's own.
+const corpus = "../policy/testdata/corpus"
+
+// keep shrinks a failure and adds it to the corpus.
+func (d *Datapath) keep(t *testing.T, c policy.Case, seed uint64) string {
+	t.Helper()
+	small := policy.Shrink(c, func(c policy.Case) bool {
+		err := d.Apply(t.Context(), Desired{Policy: c.Policy})
+		return err == nil && d.prove(t, c.Policy, c.Flow) != nil
+	})
+	text, err := json.MarshalIndent(small, "", "  ")
+	if err != nil {
+		return err.Error()
+	}
+	file := filepath.Join(corpus, fmt.Sprintf("kernel-%d.json", seed))
+	if err := os.WriteFile(file, append(text, '\n'), 0o644); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("kept as %s:\n%s", file, text)
+}
+
+// TestProofCorpus replays what once failed.
+func TestProofCorpus(t *testing.T) {
+	d := opened(t)
+	files, err := filepath.Glob(corpus + "/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no cases in %s: %v", corpus, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c policy.Case
+		if err := json.Unmarshal(text, &c); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		apply(t, d, Desired{Policy: c.Policy})
+		if err := d.prove(t, c.Policy, c.Flow); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
 	}
 }
 

@@ -71,38 +71,56 @@ type agedFlow struct {
 }
 
 func (d *Datapath) sweep() error {
+	used, err := d.sweepState()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for number := range d.rules {
+		if !used[number] && d.generation != nil && number != d.generation.number {
+			delete(d.rules, number)
+		}
+	}
+	return nil
+}
+
+// sweepState returns the generations that live flows are of.
+func (d *Datapath) sweepState() (used map[uint32]bool, err error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.generation == nil {
-		return nil
+		return nil, nil
 	}
 	now, err := d.generation.now()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	return d.state.sweep(now, d.generation.clock)
 }
 
-// sweep is one round, at a time of the clock.
-func (s *state) sweep(now uint64, c clock) error {
+// sweep is one round, at a time of the clock. It returns the generations that the flows it leaves are of.
+func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, err error) {
+	used = map[uint32]bool{}
 	held := map[gatewayClientKey][]agedFlow{}
 	var over []gatewayFlowKey
-	err := eachFlow(s.maps.Flows, func(k gatewayFlowKey, v gatewayFlow) {
+	err = eachFlow(s.maps.Flows, func(k gatewayFlowKey, v gatewayFlow) {
 		if c.since(now, v.LastSeen) > idleLimit(k, v) {
 			over = append(over, k)
 			return
 		}
+		used[v.Generation] = true
 		client := clientOf(k, v)
 		held[client] = append(held[client], agedFlow{k, v.LastSeen})
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	over = append(over, s.overfull(held)...)
 	if err := deleteFlows(s.maps.Flows, over); err != nil {
-		return err
+		return nil, err
 	}
-	return s.recount(held)
+	return used, s.recount(held)
 }
 
 // overfull chooses what to give up when the table is nearly full, whoever filled it: the least recently
