@@ -28,24 +28,28 @@ func TestClock(t *testing.T) {
 func TestClockOfThisKernel(t *testing.T) {
 	d := opened(t)
 	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
-	first, err := d.generation.now()
-	if err != nil {
-		t.Fatal(err)
+	// Each reading lies between two of a clock that is known.
+	type reading struct {
+		before, after time.Time
+		jiffies       uint64
 	}
-	begun := time.Now()
-	for {
+	read := func() reading {
+		before := time.Now()
 		now, err := d.generation.now()
 		if err != nil {
 			t.Fatal(err)
 		}
-		passed := time.Since(begun)
-		if passed < 500*time.Millisecond {
-			continue
-		}
-		told := d.generation.clock.since(now, first)
-		if diff := (told - passed).Abs(); diff > 50*time.Millisecond {
-			t.Errorf("%v passed, the clock at %d Hz says %v", passed, d.generation.clock.hertz, told)
-		}
-		return
+		return reading{before, time.Now(), now}
+	}
+	first := read()
+	last := read()
+	for last.before.Sub(first.after) < 500*time.Millisecond {
+		last = read()
+	}
+	told := d.generation.clock.since(last.jiffies, first.jiffies)
+	const tick = 10 * time.Millisecond // the longest that there is
+	least, most := last.before.Sub(first.after)-2*tick, last.after.Sub(first.before)+2*tick
+	if told < least || told > most {
+		t.Errorf("the clock at %d Hz says %v, where %v to %v passed", d.generation.clock.hertz, told, least, most)
 	}
 }
