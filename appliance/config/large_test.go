@@ -78,9 +78,6 @@ func TestLarge(t *testing.T) {
 		t.Fatalf("%v in\n%s", err, out)
 	}
 	t.Logf("900 rules and 100,000 prefixes: %d ms (%d ms of processor time), and %d MiB more memory at the peak", took, busy, kilobytes>>10)
-	if busy > 1000 { // whatever else the machine does
-		t.Errorf("it takes %d ms of processor time, not under a second", busy)
-	}
 	if kilobytes > 60<<10 {
 		t.Errorf("it needs %d MiB, not under 60", kilobytes>>10)
 	}

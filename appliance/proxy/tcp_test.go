@@ -218,11 +218,11 @@ func TestTCPBackPressure(t *testing.T) {
 }
 
 func TestTCPHalfClosedExpires(t *testing.T) {
-	r := newRig(t, Options{HalfClosed: 400 * time.Millisecond}, directly(t))
+	r := newRig(t, Options{HalfClosed: 2 * time.Second}, directly(t))
 	chatty := r.dial(r.tcpServer(netip.AddrPortFrom(third4, 0), func(c *net.TCPConn) {
 		io.ReadAll(c)
 		for range 10 { // longer than HalfClosed, but not silent
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(250 * time.Millisecond)
 			c.Write([]byte("."))
 		}
 	}))
@@ -297,7 +297,7 @@ func TestTCPRefusals(t *testing.T) {
 
 // An outbound whose connections are no plain sockets is relayed through memory, with the same manners.
 func TestTCPStream(t *testing.T) {
-	r := newRig(t, Options{HalfClosed: 300 * time.Millisecond}, nil)
+	r := newRig(t, Options{HalfClosed: 1500 * time.Millisecond}, nil)
 	r.outbounds.set("up", wrapping{directly(t)["up"]})
 	const size = 3_000_000
 	address := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) {
@@ -317,7 +317,7 @@ func TestTCPStream(t *testing.T) {
 	slow := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) {
 		io.ReadAll(c)
 		for range 6 { // longer than HalfClosed, but not silent
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(400 * time.Millisecond)
 			c.Write([]byte("."))
 		}
 	})

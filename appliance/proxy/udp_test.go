@@ -163,7 +163,7 @@ func TestUDPSegmentationRefused(t *testing.T) {
 }
 
 func TestUDPIdleExpires(t *testing.T) {
-	r := newRig(t, Options{UDPIdle: 300 * time.Millisecond}, nil)
+	r := newRig(t, Options{UDPIdle: time.Second}, nil)
 	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
 	r.outbounds.set("up", r.socks5(upstream.address()))
 	c := r.udpClient(client4, 0)
@@ -189,7 +189,7 @@ func TestUDPIdleExpires(t *testing.T) {
 		if err := c.exchange(to, []byte("hello")); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
 	if n := upstream.accepted.Load(); n != 3 {
 		t.Errorf("%d associations, want 3: one in use expired", n)
