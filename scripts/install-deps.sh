@@ -20,13 +20,7 @@ test      iperf3          iperf3
 test      nft             nftables
 test      ip              iproute2
 test      ping            iputils-ping
-test      ps              procps
 test      curl            curl
-test      openssl         openssl
-test      tcpdump         tcpdump
-test      sshd            openssh-server
-test      ssh             openssh-client
-test      nmap            nmap
 test      git             git
 
 lint      clang-format-19 clang-format-19
@@ -38,7 +32,7 @@ generate  llvm-strip-19   llvm-19
 
 # The daemons among these packages: installing a test peer must not leave a server running on the
 # machine, now or after the next boot.
-services='danted squid microsocks iperf3 nftables ssh'
+services='danted squid microsocks iperf3 nftables'
 
 say() { printf 'install-deps: %s\n' "$*" >&2; }
 die() {
