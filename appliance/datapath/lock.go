@@ -21,6 +21,7 @@ func lockNamespace() (*lock, error) {
 		return nil, fmt.Errorf("locking the network namespace: %w", err)
 	}
 	path := filepath.Join(lockDir, fmt.Sprintf("netns-%d.lock", threadNamespace()))
+	removeStale(path)
 	for {
 		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -38,6 +39,24 @@ func lockNamespace() (*lock, error) {
 		// Its owner may have removed the file between our opening and locking it.
 		if held, named := stat(file.Stat), stat(func() (os.FileInfo, error) { return os.Stat(path) }); held != nil && named != nil && os.SameFile(held, named) {
 			return &lock{file}, nil
+		}
+		file.Close()
+	}
+}
+
+// removeStale takes away what daemons left that were killed, in namespaces that may be gone.
+func removeStale(ours string) {
+	paths, _ := filepath.Glob(filepath.Join(lockDir, "netns-*.lock")) // the pattern is well-formed
+	for _, path := range paths {
+		if path == ours {
+			continue
+		}
+		file, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			os.Remove(path)
 		}
 		file.Close()
 	}

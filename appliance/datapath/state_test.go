@@ -129,6 +129,38 @@ func TestStateOneDaemonPerNamespace(t *testing.T) {
 	}
 }
 
+// TestStateLocksOfTheDead: a daemon that was killed leaves its lock's file; the next one removes it, and not that
+// of one that lives.
+func TestStateLocksOfTheDead(t *testing.T) {
+	inNamespace(t)
+	if err := os.MkdirAll(lockDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dead, alive := filepath.Join(lockDir, "netns-1.lock"), filepath.Join(lockDir, "netns-2.lock")
+	for _, path := range []string{dead, alive} {
+		file, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(path)
+		defer file.Close()
+		if path == alive {
+			if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := open(t, t.TempDir()+"/state").Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dead); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the dead one's lock is left: %v", err)
+	}
+	if _, err := os.Stat(alive); err != nil {
+		t.Errorf("a living one's lock was removed: %v", err)
+	}
+}
+
 // TestStateOfAnotherVersion: pins of another layout are not read, and are removed once the new ones serve.
 func TestStateOfAnotherVersion(t *testing.T) {
 	inNamespace(t)
