@@ -148,7 +148,11 @@ func (d *Datapath) Apply(ctx context.Context, want Desired) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.install(ctx, next, want); err != nil {
+	err := ctx.Err()
+	if err == nil {
+		err = d.install(next, want)
+	}
+	if err != nil {
 		if next != d.generation {
 			next.Close()
 		}
@@ -187,7 +191,7 @@ func (d *Datapath) build(want Desired) (*generation, error) {
 
 // install does what packets can see, in the order in which it cannot be seen half done: everything that
 // the programs rely on, then the programs.
-func (d *Datapath) install(ctx context.Context, next *generation, want Desired) error {
+func (d *Datapath) install(next *generation, want Desired) error {
 	if err := d.state.setOwnAddresses(want.OwnAddresses); err != nil {
 		return err
 	}

@@ -108,56 +108,82 @@ func (l *links) apply(next *generation, unchanged bool, interfaces []Interface) 
 		return nil, fmt.Errorf("making the directory of links: %w", err)
 	}
 	wanted := map[string]bool{}
-	var undo []func() error
+	var done []change
+	defer func() {
+		for _, c := range done {
+			c.before.Close() // let go, or the generation that was replaced would stay
+		}
+	}()
 	for _, p := range places(interfaces) {
 		wanted[p.pin] = true
-		fresh, back, err := l.put(p, next, unchanged)
+		c, err := l.put(p, next, unchanged)
 		if err != nil {
 			err = fmt.Errorf("attaching %s: %w", p.pin, err)
-			for _, back := range undo {
-				err = errors.Join(err, back())
+			for _, c := range done {
+				err = errors.Join(err, l.undo(c))
 			}
 			return nil, err
 		}
-		if fresh {
+		if c.fresh {
 			added = append(added, "the link "+p.pin)
 		}
-		undo = append(undo, back)
+		done = append(done, c)
 	}
 	l.wanted = wanted
 	return added, nil
 }
 
+// change is what put did to a place.
+type change struct {
+	pin    string
+	link   link.Link
+	before *ebpf.Program // what the link ran; nil: it was not touched, or is new
+	made   bool          // the link is new
+	fresh  bool          // something was missing: the link, its pin, or our program in it
+}
+
 // put makes one place run the generation's program: by atomic replacement where a link is there, by a new
-// link otherwise, or where the interface of that name is another one now. Fresh says that something was
-// missing; back takes the place to what it was.
-func (l *links) put(p place, g *generation, unchanged bool) (fresh bool, back func() error, err error) {
+// link otherwise, or where the interface of that name is another one now.
+func (l *links) put(p place, g *generation, unchanged bool) (change, error) {
 	existing, repinned := l.find(p)
 	if existing != nil {
+		c := change{pin: p.pin, link: existing, fresh: repinned}
 		if p.fixed || unchanged && runs(existing, p.program(g)) {
-			return repinned, func() error { return nil }, nil
+			return c, nil
 		}
 		before, err := programOf(existing)
 		if err != nil {
-			return false, nil, err
+			return c, err
 		}
 		if err := existing.Update(p.program(g)); err != nil {
 			before.Close()
-			return false, nil, err
+			return c, err
 		}
 		// Unchanged, and yet it ran another program: somebody replaced it.
-		return repinned || unchanged, func() error { defer before.Close(); return existing.Update(before) }, nil
+		c.before, c.fresh = before, repinned || unchanged
+		return c, nil
 	}
 	attached, err := p.attach(p.program(g))
 	if err != nil {
-		return false, nil, err
+		return change{}, err
 	}
 	if err := attached.Pin(filepath.Join(l.dir, p.pin)); err != nil {
 		attached.Close()
-		return false, nil, err
+		return change{}, err
 	}
 	l.open[p.pin] = attached
-	return true, func() error { l.drop(p.pin, attached); return nil }, nil
+	return change{pin: p.pin, link: attached, made: true, fresh: true}, nil
+}
+
+// undo takes a place to what it was.
+func (l *links) undo(c change) error {
+	switch {
+	case c.made:
+		l.drop(c.pin, c.link)
+	case c.before != nil:
+		return c.link.Update(c.before)
+	}
+	return nil
 }
 
 func runs(l link.Link, p *ebpf.Program) bool {

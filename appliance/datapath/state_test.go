@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +128,35 @@ func TestStateOneDaemonPerNamespace(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "another sidegate runs") {
 		t.Errorf("a second daemon: %v", err)
 	}
+}
+
+// TestStateReloadsHoldNothing: a generation that was replaced is let go at once, not when the garbage collector
+// finds its handles.
+func TestStateReloadsHoldNothing(t *testing.T) {
+	d := opened(t)
+	lan := veth(t, "lan0")
+	reload := func() {
+		apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan}})
+	}
+	reload()
+	reload()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	before := descriptors(t)
+	for range 5 {
+		reload()
+	}
+	if n := descriptors(t); n != before {
+		t.Errorf("%d descriptors after five reloads, %d before", n, before)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(open)
 }
 
 // TestStateLocksOfTheDead: a daemon that was killed leaves its lock's file; the next one removes it, and not that
