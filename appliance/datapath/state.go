@@ -102,35 +102,39 @@ func (s *state) loadMaps() error {
 		return err
 	}
 	defer coll.Close()
-	for name, m := range map[string]**ebpf.Map{
-		gatewayMapClients:        &s.maps.Clients,
-		gatewayMapCrowdFlows:     &s.maps.CrowdFlows,
-		gatewayMapDrops:          &s.maps.Drops,
-		gatewayMapFlows:          &s.maps.Flows,
-		gatewayMapFragments:      &s.maps.Fragments,
-		gatewayMapLastGeneration: &s.maps.LastGeneration,
-		gatewayMapOwnAddresses:   &s.maps.OwnAddresses,
-		gatewayMapPublished:      &s.maps.Published,
-		gatewayMapSockets:        &s.maps.Sockets,
-	} {
-		*m = coll.DetachMap(name)
+	fields := s.maps.pinned()
+	for name := range coll.Maps {
+		field, ok := fields[name]
+		if !ok {
+			return fmt.Errorf("bpf/maps.h pins the map %s, which is not listed", name)
+		}
+		*field = coll.DetachMap(name)
 	}
 	return nil
 }
 
-// shared lists the pinned maps under their BPF names, for programs that are to use them.
-func (m *gatewayMaps) shared() map[string]*ebpf.Map {
-	return map[string]*ebpf.Map{
-		gatewayMapClients:        m.Clients,
-		gatewayMapCrowdFlows:     m.CrowdFlows,
-		gatewayMapDrops:          m.Drops,
-		gatewayMapFlows:          m.Flows,
-		gatewayMapFragments:      m.Fragments,
-		gatewayMapLastGeneration: m.LastGeneration,
-		gatewayMapOwnAddresses:   m.OwnAddresses,
-		gatewayMapPublished:      m.Published,
-		gatewayMapSockets:        m.Sockets,
+// pinned lists the fields of the maps that bpf/maps.h declares pinned, under their BPF names.
+func (m *gatewayMaps) pinned() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		gatewayMapClients:        &m.Clients,
+		gatewayMapCrowdFlows:     &m.CrowdFlows,
+		gatewayMapDrops:          &m.Drops,
+		gatewayMapFlows:          &m.Flows,
+		gatewayMapFragments:      &m.Fragments,
+		gatewayMapLastGeneration: &m.LastGeneration,
+		gatewayMapOwnAddresses:   &m.OwnAddresses,
+		gatewayMapPublished:      &m.Published,
+		gatewayMapSockets:        &m.Sockets,
 	}
+}
+
+// shared are those maps, for programs that are to use them.
+func (m *gatewayMaps) shared() map[string]*ebpf.Map {
+	maps := map[string]*ebpf.Map{}
+	for name, field := range m.pinned() {
+		maps[name] = *field
+	}
+	return maps
 }
 
 // others are the map directories of other versions.
