@@ -174,6 +174,31 @@ func transferOver(conn net.Conn, to netip.AddrPort, body []byte, size int64, i i
 	return nil
 }
 
+// TestProxiedWithSYNCookies: a gateway that keeps nothing of a connection until its handshake is done, as under a
+// SYN flood, still proxies it.
+func TestProxiedWithSYNCookies(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.sidegate().SetSysctl("net.ipv4.tcp_syncookies", "2"); err != nil { // for every connection
+		t.Fatal(err)
+	}
+	w.startProxied(t)
+	for _, to := range []netip.AddrPort{echo.Addr4(), echo.Addr6()} {
+		c, err := w.laptop().Dial(within(t, 10*time.Second), "tcp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange(t, c, 1000)
+		c.Close()
+	}
+	if seen := echo.Senders(); len(seen) == 0 || seen[0].Addr() != w.upstream().Addr4() && seen[0].Addr() != w.upstream().Addr6() {
+		t.Errorf("the server saw %v, want the upstream", seen)
+	}
+}
+
 // TestProxiedHalfClose: a client that has said all it has to say still gets the whole answer.
 func TestProxiedHalfClose(t *testing.T) {
 	w := newWorld(t, lab.Options{})
