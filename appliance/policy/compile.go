@@ -123,9 +123,14 @@ func Compile(p *Policy) (*Tables, error) {
 		Process:     keyTable(axes[LocalProcess], c.process, c.groups),
 		Name:        nameTable(axes[DestinationName], c.name, c.groups),
 		unversioned: axes[IPVersion].unknown(),
+		all:         all,
+		alike:       map[string]Bits{},
 	}
 	for i := range p.Rules {
 		t.Rules = append(t.Rules, action(p.Rules[i].Outbound, p.Rules[i]))
+		row := t.alike[p.Rules[i].Outbound]
+		row.set(i)
+		t.alike[p.Rules[i].Outbound] = row
 	}
 	return t, errors.Join(
 		t.DestinationPort.fill(axes[DestinationPort], c.destinationPort, c.groups),

@@ -1,6 +1,9 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Match is the specification of what sidegate decides; everything else is tested against it.
 //
@@ -96,6 +99,11 @@ func (f Flow) normal() Flow {
 
 func normalAddr(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
+}
+
+// named reports whether any name is known.
+func (f *Flow) named() bool {
+	return slices.ContainsFunc(f.Names, func(name string) bool { return normalName(name) != "" })
 }
 
 // facts returns the flow with each of its names, or once without one.

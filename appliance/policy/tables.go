@@ -38,7 +38,9 @@ type Tables struct {
 	Process         KeyTable[string]
 	Name            NameTable
 
-	unversioned Bits // the rules that do not ask for the IP version: for flows without addresses
+	unversioned Bits            // the rules that do not ask for the IP version: for flows without addresses
+	all         Bits            // every rule
+	alike       map[string]Bits // by outbound: the rules that have it
 }
 
 // RuleAction is what a rule does, apart from what it matches.
