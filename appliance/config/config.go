@@ -32,14 +32,21 @@ type Config struct {
 	Interfaces Interfaces
 	OnFailure  policy.Verdict // of proxied flows while the proxy is down: Block or Direct
 	ReturnPath ReturnPath
-	Published  []Service
-	Metrics    Metrics
-	Proxy      Proxy
-	PerClient  PerClient
-	Outbounds  map[string]Outbound // by name, without direct and block
-	Policy     *policy.Policy
-	Tests      []Test
-	Warnings   []string // `FILE:LINE: …`, about what loads but is likely a mistake
+	Sniff      Sniff
+	Dial       Dial
+	// TrustSniffed takes the name that a client's first bytes tell without asking DNS whether it has the
+	// address that the client meant.
+	TrustSniffed bool
+	DNS          *DNS // nil: DNS is ordinary traffic
+	Geodata      Geodata
+	Published    []Service
+	Metrics      Metrics
+	Proxy        Proxy
+	PerClient    PerClient
+	Outbounds    map[string]Outbound // by name, without direct and block
+	Policy       *policy.Policy      // Geo is set if there is a geodata section
+	Tests        []Test
+	Warnings     []string // `FILE:LINE: …`, about what loads but is likely a mistake
 
 	ruleLines []int // of Policy.Rules
 }
@@ -59,6 +66,25 @@ type ReturnPath string
 // Asymmetric leaves direct traffic untranslated: its replies go from the router to the client and
 // never pass the gateway.
 const Asymmetric ReturnPath = "asymmetric"
+
+// Sniff is when the first bytes of a flow are read for the name of its server.
+type Sniff string
+
+// The values of Sniff.
+const (
+	SniffOff       Sniff = "off"       // never
+	SniffAmbiguous Sniff = "ambiguous" // the address was learned under names that lead to different outbounds
+	SniffUnknown   Sniff = "unknown"   // or it has no name, and a rule that could match asks for one
+)
+
+// Dial is what an upstream proxy is told of a flow whose name is known.
+type Dial string
+
+// The values of Dial.
+const (
+	DialIP     Dial = "ip"     // the address that the client meant
+	DialDomain Dial = "domain" // the name
+)
 
 // Metrics is the Prometheus endpoint.
 type Metrics struct {
@@ -81,6 +107,7 @@ type PerClient struct {
 	Connections uint32 // proxied TCP connections
 	UDPSessions uint32 // proxied UDP source endpoints
 	UDPFlows    uint32 // proxied UDP source and destination pairs
+	DNSQueries  uint32 // questions a second
 }
 
 // Load reads a configuration file, with the format that its suffix says, and the password files that

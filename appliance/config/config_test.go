@@ -55,7 +55,7 @@ func TestExample(t *testing.T) {
 	if want := (Proxy{5 * time.Second, 10 * time.Second, 2 * time.Hour, 5 * time.Minute}); c.Proxy != want {
 		t.Errorf("proxy %+v", c.Proxy)
 	}
-	if want := (PerClient{8192, 16384, 512, 2048}); c.PerClient != want {
+	if want := (PerClient{8192, 16384, 512, 2048, 0}); c.PerClient != want {
 		t.Errorf("per_client %+v", c.PerClient)
 	}
 	us := c.Outbounds["us"]

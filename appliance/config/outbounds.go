@@ -19,8 +19,11 @@ type Outbound struct {
 	Position Position
 }
 
+// scheme is a protocol of upstream proxies.
+type scheme struct{ udp bool } // it carries UDP
+
 // schemes are the protocols of this version.
-var schemes = map[string]bool{"socks5": true, "http": true, "https": true}
+var schemes = map[string]scheme{"socks5": {udp: true}, "http": {}, "https": {}}
 
 // laterSchemes are what users of other gateways bring along.
 var laterSchemes = map[string]bool{"ss": true, "vmess": true, "vless": true, "trojan": true, "hysteria2": true, "tuic": true}
@@ -113,13 +116,14 @@ func (d *decoder) upstream(at string, line int, value string, o *outboundDraft) 
 	have := func() string { return have(slices.Collect(maps.Keys(schemes))) }
 	scheme, _, found := strings.Cut(value, "://")
 	scheme = strings.ToLower(scheme)
+	_, known := schemes[scheme]
 	u, err := url.Parse(value)
 	switch {
 	case !found || strings.ContainsAny(scheme, ":@/ "):
 		d.errorf(line, "%s: it has no scheme; write it like socks5://10.0.0.7:1080", at)
 	case laterSchemes[scheme]:
 		d.errorf(line, "%s: %s is not in this version yet %s", at, scheme, have())
-	case !schemes[scheme]:
+	case !known:
 		d.errorf(line, "%s: unknown scheme %s%s", at, quote(scheme), didYouMean(scheme, slices.Collect(maps.Keys(schemes))))
 	case err != nil:
 		d.errorf(line, "%s: it is not a URL; write it like %s://10.0.0.7:1080 (an IPv6 address in brackets)", at, scheme)

@@ -27,34 +27,40 @@ type rule struct {
 }
 
 // label is what messages call a rule.
-func label(name string, index int) string {
+func label(what, name string, index int) string {
 	if name == "" {
-		return numbered("rule", index)
+		return numbered(what, index)
 	}
-	return "rule " + quote(name)
+	return what + " " + quote(name)
+}
+
+// ruleList reads a list of rules, of which messages call one what. Those with the same end can be joined.
+func (d *decoder) ruleList(what, end string, n *yaml.Node, each func(at, name string, item *yaml.Node)) {
+	names := map[string]int{}
+	for i, item := range d.list(what, n) {
+		name := nameOf(follow(item))
+		at := label(what, name, i)
+		if i == policy.MaxRules {
+			d.errorf(item.Line, "%s: it is number %d, and there can be %d; join rules with the same %s", at, i+1, policy.MaxRules, end)
+			return
+		}
+		if first, taken := names[name]; taken && name != "" {
+			d.errorf(item.Line, "%s: the name is taken by the %s on line %d; choose another", at, what, first)
+		}
+		names[name] = item.Line
+		each(at, name, item)
+	}
 }
 
 func (d *decoder) rules(at string, n *yaml.Node, c *draft) {
-	items := d.list(at, n)
-	c.rules = make([]rule, 0, min(len(items), policy.MaxRules))
-	names := map[string]int{}
-	for i, item := range items {
+	d.ruleList("rule", "outbound", n, func(at, name string, item *yaml.Node) {
 		r := rule{line: item.Line}
-		r.Name = nameOf(follow(item))
-		at := label(r.Name, i)
-		if i == policy.MaxRules {
-			d.errorf(item.Line, "%s: it is number %d, and there can be %d; join rules with the same outbound", at, i+1, policy.MaxRules)
-			return
-		}
-		if first, taken := names[r.Name]; taken && r.Name != "" {
-			d.errorf(item.Line, "%s: the name is taken by the rule on line %d; choose another", at, first)
-		}
-		names[r.Name] = item.Line
+		r.Name = name
 		entries := d.entries(at, item)
-		seen := decode(d, at, entries, ruleKeys, laterFields, &r)
+		seen := decode(d, at, entries, ruleKeys, nil, &r)
 		d.require(at, item, entries, seen, "outbound")
 		c.rules = append(c.rules, r)
-	}
+	})
 }
 
 // nameOf looks ahead in a rule, because messages about the other keys want its name.
@@ -67,16 +73,10 @@ func nameOf(n *yaml.Node) string {
 	return ""
 }
 
-// laterFields are fields of the design whose data this version cannot read.
-var laterFields = refusals{"geosite": notYet, "geoip": notYet}
-
 // conditionKeys are the policy's fields, for a rule's own conditions and for those under not.
 var conditionKeys = func() keys[[]policy.Condition] {
 	table := keys[[]policy.Condition]{}
 	for _, field := range policy.Fields() {
-		if laterFields[field.Key] != "" {
-			continue
-		}
 		table[field.Key] = func(d *decoder, at string, n *yaml.Node, into *[]policy.Condition) {
 			if condition, ok := d.condition(at, field, n); ok {
 				*into = append(*into, condition)
@@ -89,17 +89,9 @@ var conditionKeys = func() keys[[]policy.Condition] {
 // ruleKeys are the policy's fields and what a rule has besides.
 var ruleKeys = func() keys[rule] {
 	table := keys[rule]{
-		"name": func(d *decoder, at string, n *yaml.Node, r *rule) {
-			if name, ok := d.scalar(at, n); ok && !printable(name) {
-				d.errorf(n.Line, "%s: a name is 1 to %d bytes of printable text; choose another", at, maxNameLength)
-			}
-		},
+		"name": func(d *decoder, at string, n *yaml.Node, r *rule) { d.ruleName(at, n) },
 		"not": func(d *decoder, at string, n *yaml.Node, r *rule) {
-			entries := d.entries(at, n)
-			if entries != nil && len(entries) == 0 {
-				d.errorf(n.Line, "%s: it holds no condition; add one or remove the key", at)
-			}
-			decode(d, at, entries, conditionKeys, laterFields, &r.Not)
+			d.not(at, n, conditionKeys, nil, &r.Not)
 		},
 		"outbound": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			r.outbound = d.reference(at, n)
@@ -128,6 +120,22 @@ var ruleKeys = func() keys[rule] {
 	}
 	return table
 }()
+
+// ruleName checks a name, which nameOf has read.
+func (d *decoder) ruleName(at string, n *yaml.Node) {
+	if name, ok := d.scalar(at, n); ok && !printable(name) {
+		d.errorf(n.Line, "%s: a name is 1 to %d bytes of printable text; choose another", at, maxNameLength)
+	}
+}
+
+// not reads the conditions that exclude.
+func (d *decoder) not(at string, n *yaml.Node, table keys[[]policy.Condition], refused refusals, into *[]policy.Condition) {
+	entries := d.entries(at, n)
+	if entries != nil && len(entries) == 0 {
+		d.errorf(n.Line, "%s: it holds no condition; add one or remove the key", at)
+	}
+	decode(d, at, entries, table, refused, into)
+}
 
 // condition parses the values of one field. When the field refuses them, each is asked alone, so that
 // all that are wrong are reported with their own lines.
@@ -162,16 +170,19 @@ func printable(text string) bool {
 func (d *decoder) link(c *draft) {
 	c.Policy = &policy.Policy{Rules: make([]policy.Rule, 0, len(c.rules)), Default: c.fallback.name}
 	c.ruleLines = make([]int, 0, len(c.rules))
+	conditions := make([]conditional, 0, len(c.rules))
 	for i, r := range c.rules {
-		at := label(r.Name, i)
+		at := label("rule", r.Name, i)
 		if d.known(at, r.outbound, c) {
 			d.fits(at, r)
 		}
 		c.Policy.Rules = append(c.Policy.Rules, r.Rule)
 		c.ruleLines = append(c.ruleLines, r.line)
+		conditions = append(conditions, conditional{at: at, line: r.line, rule: r.Rule})
 	}
 	d.known("default", c.fallback, c)
-	d.unreachable(c.rules)
+	d.unreachable(conditions)
+	d.linkDNS(c)
 	d.linkTests(c)
 	if len(d.errs) > 0 {
 		return
@@ -223,23 +234,30 @@ func (d *decoder) fits(at string, r rule) {
 	}
 }
 
+// conditional is what can make a rule match.
+type conditional struct {
+	at     string
+	line   int
+	rule   policy.Rule
+	beside string // conditions that are no fields of the policy; "" and "[]": none
+}
+
 // unreachable warns of rules that nothing reaches: those after a rule without conditions, and those
 // with the same conditions as an earlier one.
-func (d *decoder) unreachable(rules []rule) {
+func (d *decoder) unreachable(rules []conditional) {
 	earlier := map[uint64]int{}
 	seed := maphash.MakeSeed()
 	for i, r := range rules {
-		at := label(r.Name, i)
-		conditions := signature(seed, r.Rule)
+		conditions := signature(seed, r)
 		if first, same := earlier[conditions]; same {
-			d.warnf(r.line, "%s: it never matches: %s (line %d) has the same conditions; remove one", at, label(rules[first].Name, first), rules[first].line)
+			d.warnf(r.line, "%s: it never matches: %s (line %d) has the same conditions; remove one", r.at, rules[first].at, rules[first].line)
 			continue
 		}
 		earlier[conditions] = i
-		if len(r.Is)+len(r.Not) == 0 && i+1 < len(rules) {
+		if len(r.rule.Is)+len(r.rule.Not) == 0 && (r.beside == "" || r.beside == "[]") && i+1 < len(rules) {
 			next := rules[i+1]
 			d.warnf(next.line, "%s: it never matches, nor does any rule after it: %s (line %d) has no condition and takes everything; move that to the end",
-				label(next.Name, i+1), at, r.line)
+				next.at, r.at, r.line)
 			return
 		}
 	}
@@ -247,9 +265,9 @@ func (d *decoder) unreachable(rules []rule) {
 
 // signature is a hash of a rule's conditions. The order of its keys does not matter, that of the values
 // in a list does.
-func signature(seed maphash.Seed, r policy.Rule) uint64 {
-	var sum uint64
-	for not, conditions := range [][]policy.Condition{r.Is, r.Not} {
+func signature(seed maphash.Seed, r conditional) uint64 {
+	sum := maphash.String(seed, r.beside)
+	for not, conditions := range [][]policy.Condition{r.rule.Is, r.rule.Not} {
 		for _, c := range conditions {
 			var h maphash.Hash
 			h.SetSeed(seed)

@@ -19,6 +19,7 @@ type draft struct {
 	rules     []rule
 	fallback  reference // default:
 	tests     []expectation
+	dns       dnsDraft
 }
 
 // reference is the name of an outbound, and where it stands.
@@ -39,6 +40,8 @@ func (d *decoder) config(directory string, sections *koanf.Koanf) *Config {
 		Interfaces: Interfaces{LAN: []string{Auto}, Position: Position{File: d.file}},
 		OnFailure:  policy.Block,
 		ReturnPath: Asymmetric,
+		Sniff:      SniffAmbiguous,
+		Dial:       DialDomain,
 	}}
 	seen := decode(d, "", entries, sectionKeys, laterSections, &c)
 	if !seen["default"] {
@@ -69,6 +72,21 @@ var sectionKeys = keys[draft]{
 			d.choice(at, n, string(Asymmetric))
 		}
 	},
+	"sniff": func(d *decoder, at string, n *yaml.Node, c *draft) {
+		if word, ok := d.choice(at, n, string(SniffOff), string(SniffAmbiguous), string(SniffUnknown)); ok {
+			c.Sniff = Sniff(word)
+		}
+	},
+	"dial": func(d *decoder, at string, n *yaml.Node, c *draft) {
+		if word, ok := d.choice(at, n, string(DialIP), string(DialDomain)); ok {
+			c.Dial = Dial(word)
+		}
+	},
+	"trust_sniffed": func(d *decoder, at string, n *yaml.Node, c *draft) {
+		d.boolean(at, n, &c.TrustSniffed)
+	},
+	"dns":     (*decoder).dns,
+	"geodata": (*decoder).geodata,
 	"published": func(d *decoder, at string, n *yaml.Node, c *draft) {
 		for i, item := range d.list(at, n) {
 			c.Published = append(c.Published, d.service(numbered(at, i), item))
@@ -97,7 +115,6 @@ var sectionKeys = keys[draft]{
 
 // laterSections are keys of the design that this version cannot honour, and so must not accept.
 var laterSections = refusals{
-	"dns": notYet, "sniff": notYet, "dial": notYet, "trust_sniffed": notYet, "geodata": notYet,
 	"groups": notYet, "gateway": notYet, "ipv6": notYet,
 }
 
@@ -206,10 +223,11 @@ var proxyKeys = keys[Proxy]{
 	"udp_idle": wait(time.Second, 24*time.Hour, func(p *Proxy) *time.Duration { return &p.UDPIdle }),
 }
 
-func wait(least, most time.Duration, field func(*Proxy) *time.Duration) func(*decoder, string, *yaml.Node, *Proxy) {
-	return func(d *decoder, at string, n *yaml.Node, p *Proxy) {
+// wait is a key that holds a duration within bounds.
+func wait[T any](least, most time.Duration, field func(*T) *time.Duration) func(*decoder, string, *yaml.Node, *T) {
+	return func(d *decoder, at string, n *yaml.Node, into *T) {
 		if value, ok := d.duration(at, n, least, most); ok {
-			*field(p) = value
+			*field(into) = value
 		}
 	}
 }
@@ -219,12 +237,14 @@ var perClientKeys = keys[PerClient]{
 	"connections":  share(func(c *PerClient) *uint32 { return &c.Connections }),
 	"udp_sessions": share(func(c *PerClient) *uint32 { return &c.UDPSessions }),
 	"udp_flows":    share(func(c *PerClient) *uint32 { return &c.UDPFlows }),
+	"dns_queries":  share(func(c *PerClient) *uint32 { return &c.DNSQueries }),
 }
 
-func share(field func(*PerClient) *uint32) func(*decoder, string, *yaml.Node, *PerClient) {
-	return func(d *decoder, at string, n *yaml.Node, c *PerClient) {
+// share is a key that holds how many of something there may be.
+func share[T any](field func(*T) *uint32) func(*decoder, string, *yaml.Node, *T) {
+	return func(d *decoder, at string, n *yaml.Node, into *T) {
 		if value, ok := d.number(at, n, 1, 1<<20); ok {
-			*field(c) = value
+			*field(into) = value
 		}
 	}
 }
