@@ -23,9 +23,14 @@ type verdictFunc func(n policy.Network, client, destination netip.AddrPort) (str
 
 func (v *verdicts) set(f verdictFunc) { v.answer.Store(&f) }
 
-func (v *verdicts) ProxiedTo(n policy.Network, client, destination netip.AddrPort) (string, bool) {
+func (v *verdicts) Flow(n policy.Network, client, destination netip.AddrPort) (Route, bool) {
 	v.asked.Add(1)
-	return (*v.answer.Load())(n, client, destination)
+	name, ok := (*v.answer.Load())(n, client, destination)
+	return Route{Outbound: name}, ok
+}
+
+func (v *verdicts) Decide(_ context.Context, n policy.Network, client, destination netip.AddrPort, _ string) (Route, bool) {
+	return v.Flow(n, client, destination)
 }
 
 // outbounds holds what a test puts in.

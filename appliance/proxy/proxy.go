@@ -27,11 +27,29 @@ import (
 	"sidegate/appliance/policy"
 )
 
-// Verdicts knows which flows the policy sends through an outbound.
+// Verdicts says what becomes of a flow that the datapath handed to the listeners. Both methods are
+// called from several threads.
 type Verdicts interface {
-	// ProxiedTo names the outbound of a flow; ok is false if the flow is unknown or not proxied. It is
-	// asked once per new flow, from several threads, and must not block.
-	ProxiedTo(network policy.Network, client, destination netip.AddrPort) (outbound string, ok bool)
+	// Flow is what the policy wants of a new flow. It is asked once per flow and must not block. ok is
+	// false if the flow is unknown, or not for the proxy: it is refused.
+	Flow(network policy.Network, client, destination netip.AddrPort) (route Route, ok bool)
+	// Decide is asked about a flow that was to be sniffed, with the name that its first bytes told, ""
+	// if they told none, and records its answer in the datapath. For TCP it may look the name up, until
+	// ctx ends; for UDP it must not block. ok is false if the flow is to be refused; Sniff is not
+	// looked at.
+	Decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, name string) (route Route, ok bool)
+}
+
+// Route is where a flow goes.
+type Route struct {
+	// Outbound is a name that Outbounds knows. policy.OutboundDirect means, for TCP, that this box
+	// connects to the destination itself and relays; for UDP, which the kernel can take over, that it
+	// forwards the flow from now on, and that what is here already is sent on in the client's name.
+	Outbound string
+	// Name is what a proxy upstream is told instead of the address, "" for the address. TCP only.
+	Name string
+	// Sniff says that nothing is decided: the first bytes are to be read, then Decide is asked.
+	Sniff bool
 }
 
 // Outbounds finds an outbound by name. It is asked once per TCP connection or UDP session.
@@ -167,13 +185,13 @@ func (s *Server) Close() {
 	}
 }
 
-// ask is the only way to an outbound's name. A flow to our own listener is one that somebody on this
+// flow is the only way to a new flow's route. A flow to our own listener is one that somebody on this
 // box opened to it: whatever the policy says, relaying it would be a loop or an open proxy.
-func (s *Server) ask(network policy.Network, client, destination netip.AddrPort) (string, bool) {
+func (s *Server) flow(network policy.Network, client, destination netip.AddrPort) (Route, bool) {
 	if s.own[destination] {
-		return "", false
+		return Route{}, false
 	}
-	return s.options.Verdicts.ProxiedTo(network, client, destination)
+	return s.options.Verdicts.Flow(network, client, destination)
 }
 
 var processStart = time.Now()

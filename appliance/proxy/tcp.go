@@ -188,12 +188,12 @@ type connection struct {
 func (t *tcp) accepted(ctx context.Context, c *net.TCPConn) {
 	// A transparent socket's local address is where the client wanted to go.
 	client, destination := addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
-	name, ok := t.server.ask(policy.TCP, client, destination)
+	route, ok := t.server.flow(policy.TCP, client, destination)
 	if !ok {
 		t.refuse(c, NotProxied)
 		return
 	}
-	out, ok := t.server.options.Outbounds.Outbound(name)
+	out, ok := t.server.options.Outbounds.Outbound(route.Outbound)
 	if !ok {
 		t.refuse(c, NoOutbound)
 		return
@@ -204,7 +204,7 @@ func (t *tcp) accepted(ctx context.Context, c *net.TCPConn) {
 	}
 	conn := &connection{
 		tcp: t, client: client, destination: destination,
-		traffic: t.server.traffic(name), start: monotonic(),
+		traffic: t.server.traffic(route.Outbound), start: monotonic(),
 	}
 	t.opening.Go(func() { conn.open(ctx, c, out) })
 }

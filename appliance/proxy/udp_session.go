@@ -281,9 +281,9 @@ func (x *session) answering(remote endpoint, now int64) *flow {
 
 // route is the session that the policy wants for a flow that its remote began: nil if none.
 func (s *shard) route(f *flow, now int64) (*session, Reason) {
-	name, ok := s.server().ask(policy.UDP, f.key.client.addrPort(), f.key.remote.addrPort())
+	route, ok := s.server().flow(policy.UDP, f.key.client.addrPort(), f.key.remote.addrPort())
 	if !ok {
 		return nil, NotProxied
 	}
-	return s.session(f.session.owner, f.key.client, name, now)
+	return s.session(f.session.owner, f.key.client, route.Outbound, now)
 }

@@ -123,7 +123,7 @@ func (s *shard) admit(key flowKey, now int64) (*flow, Reason) {
 	if c != nil && !c.flowRate.take(now, flowRate) {
 		return nil, ClientRate
 	}
-	name, ok := s.server().ask(policy.UDP, key.client.addrPort(), key.remote.addrPort())
+	route, ok := s.server().flow(policy.UDP, key.client.addrPort(), key.remote.addrPort())
 	if !ok {
 		return nil, NotProxied
 	}
@@ -134,7 +134,7 @@ func (s *shard) admit(key flowKey, now int64) (*flow, Reason) {
 		c = new(udpClient)
 		s.clients[key.client.addr] = c
 	}
-	session, refused := s.session(c, key.client, name, now)
+	session, refused := s.session(c, key.client, route.Outbound, now)
 	if refused != 0 {
 		return nil, refused
 	}
