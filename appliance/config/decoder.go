@@ -19,6 +19,7 @@ type decoder struct {
 	// budget is how many more values may be read. A text without aliases cannot hold more values
 	// than bytes, so only aliases that expand far beyond what was written exhaust it.
 	budget int
+	lists  []listUse
 }
 
 // aliasAllowance is what aliases may add to the values of a file that is small.

@@ -54,9 +54,10 @@ type dnsDraft struct {
 
 // detour is the outbound of an upstream.
 type detour struct {
-	at     string // the upstream
-	scheme string // its protocol
-	to     reference
+	upstream string
+	at       string // what messages call it
+	scheme   string // its protocol
+	to       reference
 }
 
 func (d *decoder) dns(at string, n *yaml.Node, c *draft) {
@@ -68,9 +69,6 @@ func (d *decoder) dns(at string, n *yaml.Node, c *draft) {
 	}
 	entries := d.entries(at, n)
 	d.require(at, n, entries, decode(d, at, entries, dnsKeys, nil, c), "upstreams", "default")
-	if c := c.DNS.Cache; c.MinTTL > c.MaxTTL {
-		d.errorf(n.Line, "%s: cache: min_ttl %s is longer than max_ttl %s; swap them", at, short(c.MinTTL), short(c.MaxTTL))
-	}
 }
 
 // dnsKeys are the keys of the section.
@@ -103,7 +101,11 @@ var dnsKeys = keys[draft]{
 		}
 	},
 	"cache": func(d *decoder, at string, n *yaml.Node, c *draft) {
-		decode(d, at, d.entries(at, n), dnsCacheKeys, nil, &c.DNS.Cache)
+		cache := &c.DNS.Cache
+		decode(d, at, d.entries(at, n), dnsCacheKeys, nil, cache)
+		if cache.MinTTL > cache.MaxTTL {
+			d.errorf(n.Line, "%s: min_ttl %s is longer than max_ttl %s; make it shorter", at, short(cache.MinTTL), short(cache.MaxTTL))
+		}
 	},
 }
 

@@ -70,25 +70,27 @@ func (d *decoder) dnsRules(at string, n *yaml.Node, c *draft) {
 	d.ruleList("dns rule", "upstream", n, func(at, name string, item *yaml.Node) {
 		r := dnsRule{at: at, DNSRule: DNSRule{Match: policy.Rule{Name: name}, Position: Position{d.file, item.Line}}}
 		entries := d.entries(at, item)
-		decode(d, at, entries, dnsRuleKeys, dnsRuleRefusals, &r)
-		if entries != nil {
-			d.dnsRuleFits(&r)
+		seen := decode(d, at, entries, dnsRuleKeys, dnsRuleRefusals, &r)
+		if d.dnsRuleFits(&r); entries != nil && !hasAny(seen, "upstream", "answer", "reject", "ip_version", "strip_ech") {
+			d.errorf(item.Line, "%s: it says nothing to do; add upstream, answer or reject", at)
 		}
 		c.dns.rules = append(c.dns.rules, r)
 	})
 }
 
-// dnsRuleFits reports a rule that does nothing, or two things at once.
+func hasAny(seen map[string]bool, wanted ...string) bool {
+	return slices.ContainsFunc(wanted, func(key string) bool { return seen[key] })
+}
+
+// dnsRuleFits reports keys that do not go together.
 func (d *decoder) dnsRuleFits(r *dnsRule) {
-	actions := d.oneOf(r.at, []action{{"upstream", r.ask}, {"answer", r.answer}, {"reject", r.reject}})
-	switch preferences := r.version + r.ech; {
-	case actions == 0 && preferences == 0:
-		d.errorf(r.Position.Line, "%s: it says nothing to do; add upstream, answer or reject", r.at)
-	case r.ask == 0 && actions > 0 && preferences != 0:
-		for _, useless := range []action{{"ip_version", r.version}, {"strip_ech", r.ech}} {
-			if useless.line != 0 {
-				d.errorf(useless.line, "%s: %s has no use where no upstream is asked; remove it", r.at, useless.key)
-			}
+	d.oneOf(r.at, []action{{"upstream", r.ask}, {"answer", r.answer}, {"reject", r.reject}})
+	if r.ask != 0 || r.answer+r.reject == 0 {
+		return
+	}
+	for _, useless := range []action{{"ip_version", r.version}, {"strip_ech", r.ech}} {
+		if useless.line != 0 {
+			d.errorf(useless.line, "%s: %s has no use where no upstream is asked; remove it", r.at, useless.key)
 		}
 	}
 }
@@ -99,8 +101,8 @@ type action struct {
 	line int
 }
 
-// oneOf reports actions that stand beside each other, and returns how many there are.
-func (d *decoder) oneOf(at string, actions []action) int {
+// oneOf reports actions that stand beside each other.
+func (d *decoder) oneOf(at string, actions []action) {
 	var present []action
 	for _, a := range actions {
 		if a.line != 0 {
@@ -110,15 +112,15 @@ func (d *decoder) oneOf(at string, actions []action) int {
 	if len(present) > 1 {
 		d.errorf(max(present[0].line, present[1].line), "%s: %s and %s exclude each other; keep one", at, present[0].key, present[1].key)
 	}
-	return len(present)
 }
 
 func (d *decoder) dnsResponses(at string, n *yaml.Node, c *draft) {
 	d.ruleList("dns response", "upstream", n, func(at, name string, item *yaml.Node) {
 		r := dnsResponse{at: at, DNSResponse: DNSResponse{Match: policy.Rule{Name: name}, Position: Position{d.file, item.Line}}}
 		entries := d.entries(at, item)
-		decode(d, at, entries, dnsResponseKeys, dnsResponseRefusals, &r)
-		if entries != nil && d.oneOf(at, []action{{"upstream", r.ask}, {"reject", r.reject}, {"accept", r.accept}}) == 0 {
+		seen := decode(d, at, entries, dnsResponseKeys, dnsResponseRefusals, &r)
+		d.oneOf(at, []action{{"upstream", r.ask}, {"reject", r.reject}, {"accept", r.accept}})
+		if entries != nil && !hasAny(seen, "upstream", "reject", "accept") {
 			d.errorf(item.Line, "%s: it says nothing to do; add upstream, reject or accept", at)
 		}
 		c.dns.responses = append(c.dns.responses, r)
@@ -273,6 +275,9 @@ func (d *decoder) knownUpstream(at string, to reference, c *draft) bool {
 	}
 	if _, ok := c.DNS.Upstreams[to.name]; ok {
 		return true
+	}
+	if len(c.DNS.Upstreams) == 0 {
+		return false // reported
 	}
 	d.errorf(to.line, "%s: unknown upstream %s%s", at, quote(to.name), didYouMean(to.name, slices.Collect(maps.Keys(c.DNS.Upstreams))))
 	return false

@@ -63,7 +63,7 @@ func (d *decoder) dnsUpstreams(at string, n *yaml.Node, c *draft) {
 		d.dnsUpstreamFits(at, &u)
 		if u.detour.name != "" {
 			u.Detour = u.detour.name
-			c.dns.detours = append(c.dns.detours, detour{at, u.scheme, u.detour})
+			c.dns.detours = append(c.dns.detours, detour{e.key, at, u.scheme, u.detour})
 		}
 		if u.CAFile != "" && !filepath.IsAbs(u.CAFile) {
 			u.CAFile = filepath.Join(c.directory, u.CAFile)
@@ -140,6 +140,8 @@ func (d *decoder) dnsURL(at string, line int, value string, u *dnsUpstreamDraft)
 		d.errorf(line, "%s: %s is a template (RFC 8484); leave out what is in braces", at, quote(value))
 	case err != nil:
 		d.errorf(line, "%s: it is not a URL; write it like %s://192.168.0.1:5353 (an IPv6 address in brackets)", at, scheme)
+	case strings.Count(parsed.Host, ":") > 1 && !strings.HasPrefix(parsed.Host, "["): // where would its port begin?
+		d.errorf(line, "%s: an IPv6 address stands in brackets; write it like %s://[2001:db8::53]:5353", at, scheme)
 	case parsed.User != nil:
 		d.errorf(line, "%s: it names a user, and DNS servers know none; remove what is before the @", at)
 	case parsed.Hostname() == "":

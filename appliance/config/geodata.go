@@ -2,8 +2,11 @@ package config
 
 import (
 	"path/filepath"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"sidegate/appliance/policy"
 )
 
 // Geodata are the files of the lists that rules name. Load reads those that they do name.
@@ -54,4 +57,42 @@ var geodataKeys = keys[Geodata]{
 			g.Sets[name], _ = d.scalar(join(at, e.key), e.value)
 		}
 	},
+}
+
+// listUse is where a rule names a list.
+type listUse struct {
+	at   string // the rule
+	kind string // geosite or geoip
+	name string // lower case
+	line int
+}
+
+// noteLists remembers the lists that a condition names.
+func (d *decoder) noteLists(at string, c policy.Condition, lines []int) {
+	kind := c.Field.Key
+	if kind != "geosite" && kind != "geoip" {
+		return
+	}
+	for i, v := range c.Values {
+		d.lists = append(d.lists, listUse{strings.TrimSuffix(at, kind), kind, v.String(), lines[i]})
+	}
+}
+
+// linkGeodata loads the lists that rules name. What is wrong with a list is said where it is named.
+func (d *decoder) linkGeodata(c *draft) {
+	var there []listUse
+	for _, use := range d.lists {
+		file := c.Geodata.Geosite
+		if use.kind == "geoip" {
+			file = c.Geodata.Geoip
+		}
+		switch _, set := c.Geodata.Sets[use.name]; {
+		case file != "" || set:
+			there = append(there, use)
+		case c.Geodata.Position.Line == 0:
+			d.errorf(use.line, "%s%s %s: there is no geodata; add it: geodata: { %s: FILE }", use.at, use.kind, quote(use.name), use.kind)
+		default:
+			d.errorf(use.line, "%s%s %s: geodata has neither a %s file nor a set of this name; add one", use.at, use.kind, quote(use.name), use.kind)
+		}
+	}
 }

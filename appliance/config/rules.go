@@ -146,6 +146,7 @@ func (d *decoder) condition(at string, field *policy.Field, n *yaml.Node) (polic
 	}
 	condition, err := field.Parse(values...)
 	if err == nil {
+		d.noteLists(at, condition, lines)
 		return condition, true
 	}
 	object := strings.TrimSuffix(at, field.Key) // the field's own message begins with its key
@@ -182,10 +183,15 @@ func (d *decoder) link(c *draft) {
 	}
 	d.known("default", c.fallback, c)
 	d.unreachable(conditions)
+	d.nameless(conditions, c)
 	d.linkDNS(c)
 	d.linkTests(c)
+	d.linkGeodata(c)
 	if len(d.errs) > 0 {
 		return
+	}
+	if c.DNS != nil {
+		d.dnsCircles(c)
 	}
 	// What the policy itself refuses has a line above. This is for the case that it learns to refuse more.
 	if err := c.Policy.Validate(); err != nil {
@@ -258,6 +264,20 @@ func (d *decoder) unreachable(rules []conditional) {
 			next := rules[i+1]
 			d.warnf(next.line, "%s: it never matches, nor does any rule after it: %s (line %d) has no condition and takes everything; move that to the end",
 				next.at, r.at, r.line)
+			return
+		}
+	}
+}
+
+// nameless warns of the first rule that asks for names where nothing tells them.
+func (d *decoder) nameless(rules []conditional, c *draft) {
+	if c.DNS != nil || c.Sniff == SniffUnknown {
+		return
+	}
+	asks := func(c policy.Condition) bool { return c.Field.Dimension == policy.DestinationName }
+	for _, r := range rules {
+		if slices.ContainsFunc(r.rule.Is, asks) || slices.ContainsFunc(r.rule.Not, asks) {
+			d.warnf(r.line, "%s: it asks for a name, and nothing tells the names of connections; add dns, or sniff: unknown", r.at)
 			return
 		}
 	}

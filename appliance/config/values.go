@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -45,11 +46,17 @@ type unnamed struct {
 	err error
 }
 
-func (u unnamed) Error() string { return strings.TrimPrefix(u.err.Error(), u.key+" ") }
+func (u unnamed) Error() string {
+	return strings.ReplaceAll(strings.TrimPrefix(u.err.Error(), u.key+" "), "write domain_suffix: .", "write .")
+}
+
 func (u unnamed) Unwrap() error { return u.err }
 
 // normalName is the form in which names are compared: lower case, without the root's dot.
 func normalName(text string) (string, error) {
+	if strings.Contains(text, "*") {
+		return "", fmt.Errorf("%s: names have no wildcards here; write each of them", quote(text))
+	}
 	value, err := parseValue("domain", text)
 	if err != nil {
 		return "", err
