@@ -7,6 +7,7 @@ package admin
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"sidegate/appliance/policy"
@@ -22,10 +23,13 @@ type Gateway interface {
 	Flows(ctx context.Context) ([]Flow, error)
 	// Rules is the policy in force, in order, the default last.
 	Rules(ctx context.Context) ([]Rule, error)
+	// Names is what clients know addresses by, in no order.
+	Names(ctx context.Context) ([]Name, error)
 	// FlowCounts are figures that never fall while the gateway lives.
 	FlowCounts(ctx context.Context) ([]FlowCount, error)
 	// Explain decides a flow with these facts, written as in `sidegate explain` (source_ip, ip, port, …).
-	// What is wrong with the facts is a BadRequest.
+	// Where they have an address and no name, it takes the names that are learned for it, as a packet's
+	// would be. What is wrong with the facts is a BadRequest.
 	Explain(ctx context.Context, facts map[string][]string) (LiveExplanation, error)
 	// Reload reads the configuration again. A failure changes nothing.
 	Reload(ctx context.Context) (Reload, error)
@@ -46,6 +50,8 @@ type Status struct {
 	Drops        map[string]uint64 `json:"drops"`    // packets dropped or refused, by reason
 	Tables       map[string]Table  `json:"tables"`
 	Proxy        Proxy             `json:"proxy"`
+	Sniff        Sniff             `json:"sniff"`
+	DNS          *DNS              `json:"dns,omitempty"` // nil: DNS is ordinary traffic
 }
 
 // Config is the configuration in force.
@@ -89,6 +95,47 @@ type Traffic struct {
 	BytesDown   uint64 `json:"bytes_down"`
 	PacketsUp   uint64 `json:"packets_up"` // UDP
 	PacketsDown uint64 `json:"packets_down"`
+}
+
+// Sniff is what the first bytes of flows told, where the policy needed a name. Each flow counts once.
+type Sniff struct {
+	TLS     uint64 `json:"tls"` // a name, in the protocol's words
+	HTTP    uint64 `json:"http"`
+	QUIC    uint64 `json:"quic"`
+	Nothing uint64 `json:"nothing"` // they have no name: the address decided
+	Timeout uint64 `json:"timeout"` // they did not come in time: the address decided
+}
+
+// DNS is how the LAN's questions fare.
+type DNS struct {
+	Queries   uint64 `json:"queries"`
+	Cached    uint64 `json:"cached"` // answered from the cache
+	Stale     uint64 `json:"stale"`  // of those: past their end, because the upstream did not answer
+	Failed    uint64 `json:"failed"` // answered SERVFAIL
+	Truncated uint64 `json:"truncated"`
+	Taught    uint64 `json:"taught"`   // times that an answer's names were written down before it left
+	Filtered  uint64 `json:"filtered"` // answers of which the rebinding filter took something
+
+	Connections int                    `json:"connections"` // TCP, alive
+	Entries     int                    `json:"entries"`     // in the cache
+	Upstreams   map[string]DNSUpstream `json:"upstreams"`
+	Dropped     map[string]uint64      `json:"dropped"` // queries without an answer, by reason
+}
+
+// DNSUpstream is what became of the questions to one upstream.
+type DNSUpstream struct {
+	Queries  uint64 `json:"queries"`
+	Failures uint64 `json:"failures"`
+}
+
+// Name is what a client knows an address by.
+type Name struct {
+	Client  string     `json:"client,omitempty"` // its MAC address, or its IP address where there is none; empty: any client
+	Address netip.Addr `json:"address"`
+	Names   []string   `json:"names"`           // the one that was asked for, then those that it stands for (CNAME)
+	Source  string     `json:"source"`          // dns: an answer that the client got; sniffed: the first bytes of a flow
+	Age     float64    `json:"age_seconds"`     // since it was last learned
+	Expires float64    `json:"expires_seconds"` // until it may be forgotten; flows that use it keep it
 }
 
 // Flow is one entry of the flow table.
@@ -146,6 +193,33 @@ type Explanation struct {
 	Answer
 	Ambiguous bool      `json:"ambiguous,omitempty"` // the flow's names lead to different outcomes
 	Skipped   []Skipped `json:"skipped"`             // every earlier rule, in order
+	Sources   Sources   `json:"sources,omitzero"`
+}
+
+// Sources are where that comes from which a decision rests on, besides the facts of the question.
+type Sources struct {
+	Names []Name `json:"names,omitempty"` // learned for the address; none if the question had names
+	Lists []List `json:"lists,omitempty"` // that the rules name which were looked at
+}
+
+// Known are all learned names, each once, in their order: the names of the flow.
+func (s Sources) Known() []string {
+	var all []string
+	for _, n := range s.Names {
+		for _, name := range n.Names {
+			if !slices.Contains(all, name) {
+				all = append(all, name)
+			}
+		}
+	}
+	return all
+}
+
+// List is a list of names or addresses, and the file that it was read from.
+type List struct {
+	Kind string `json:"kind"` // geosite or geoip
+	Name string `json:"name"`
+	File string `json:"file"`
 }
 
 // Skipped is a rule that did not match, and its first field that failed.

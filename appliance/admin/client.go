@@ -47,6 +47,11 @@ func (c *Client) Flows(ctx context.Context) (f []Flow, err error) {
 	return f, c.ask(ctx, http.MethodGet, "flows", nil, &f)
 }
 
+// Names asks for what clients know addresses by.
+func (c *Client) Names(ctx context.Context) (n []Name, err error) {
+	return n, c.ask(ctx, http.MethodGet, "names", nil, &n)
+}
+
 // Rules asks for the policy in force.
 func (c *Client) Rules(ctx context.Context) (r []Rule, err error) {
 	return r, c.ask(ctx, http.MethodGet, "rules", nil, &r)

@@ -45,6 +45,21 @@ var (
 	proxySessions = gauge("proxy_udp_sessions", "UDP sessions (client endpoints with a mapping at an outbound) being relayed.")
 	proxyFlows    = gauge("proxy_udp_flows", "UDP flows (pairs of endpoints) being relayed.")
 	proxyRefused  = counter("proxy_refused_total", "TCP connections and UDP datagrams that the proxy refused or lost, by reason.", "reason")
+
+	sniffed = counter("sniffed_flows_total", "Flows whose first bytes were read for a name, by what they told: tls, http, quic, nothing, timeout.", "result")
+
+	dnsQueries     = counter("dns_queries_total", "DNS questions of the LAN.")
+	dnsCached      = counter("dns_cached_total", "DNS questions answered from the cache.")
+	dnsStale       = counter("dns_stale_total", "DNS questions answered from the cache after the answer's end, because the upstream did not answer.")
+	dnsFailed      = counter("dns_failed_total", "DNS questions answered SERVFAIL.")
+	dnsTruncated   = counter("dns_truncated_total", "DNS answers too long for UDP: the client asks again by TCP.")
+	dnsTaught      = counter("dns_taught_total", "Times that the names of a DNS answer were written down for its client before it left.")
+	dnsFiltered    = counter("dns_filtered_total", "DNS answers of which the rebinding filter took something.")
+	dnsDropped     = counter("dns_dropped_total", "DNS questions without an answer, by reason.", "reason")
+	dnsAsked       = counter("dns_upstream_queries_total", "DNS questions to an upstream.", "upstream")
+	dnsAskedFailed = counter("dns_upstream_failures_total", "DNS questions that an upstream did not answer.", "upstream")
+	dnsConnections = gauge("dns_connections", "TCP connections of DNS clients.")
+	dnsEntries     = gauge("dns_cache_entries", "Answers in the DNS cache.")
 )
 
 // newRegistry has the gateway's figures and the daemon's own health, and nothing of the library's default registry.
@@ -126,6 +141,33 @@ func emitStatus(emit func(figure, float64, ...string), s Status) {
 		emit(proxyOpened, float64(t.Connections), name, "tcp")
 		emit(proxyOpened, float64(t.Sessions), name, "udp")
 		emit(proxyFailures, float64(t.Failures), name)
+	}
+	for result, n := range map[string]uint64{
+		"tls": s.Sniff.TLS, "http": s.Sniff.HTTP, "quic": s.Sniff.QUIC, "nothing": s.Sniff.Nothing, "timeout": s.Sniff.Timeout,
+	} {
+		emit(sniffed, float64(n), result)
+	}
+	if s.DNS != nil {
+		emitDNS(emit, s.DNS)
+	}
+}
+
+func emitDNS(emit func(figure, float64, ...string), d *DNS) {
+	emit(dnsQueries, float64(d.Queries))
+	emit(dnsCached, float64(d.Cached))
+	emit(dnsStale, float64(d.Stale))
+	emit(dnsFailed, float64(d.Failed))
+	emit(dnsTruncated, float64(d.Truncated))
+	emit(dnsTaught, float64(d.Taught))
+	emit(dnsFiltered, float64(d.Filtered))
+	emit(dnsConnections, float64(d.Connections))
+	emit(dnsEntries, float64(d.Entries))
+	for reason, n := range d.Dropped {
+		emit(dnsDropped, float64(n), reason)
+	}
+	for name, u := range d.Upstreams {
+		emit(dnsAsked, float64(u.Queries), name)
+		emit(dnsAskedFailed, float64(u.Failures), name)
 	}
 }
 

@@ -187,6 +187,7 @@ func api(g Gateway) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return g.Status(r.Context()) }))
 	mux.HandleFunc("GET /v1/flows", answer(func(r *http.Request) (any, error) { return g.Flows(r.Context()) }))
+	mux.HandleFunc("GET /v1/names", answer(func(r *http.Request) (any, error) { return g.Names(r.Context()) }))
 	mux.HandleFunc("GET /v1/rules", answer(func(r *http.Request) (any, error) { return g.Rules(r.Context()) }))
 	mux.HandleFunc("GET /v1/explain", answer(func(r *http.Request) (any, error) {
 		return g.Explain(r.Context(), r.URL.Query())

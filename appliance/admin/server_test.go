@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,6 +28,9 @@ type gatewayOf struct {
 func (g *gatewayOf) Status(context.Context) (Status, error) { return g.status, g.err }
 func (g *gatewayOf) Flows(context.Context) ([]Flow, error)  { return []Flow{{Rule: "web"}}, g.err }
 
+func (g *gatewayOf) Names(context.Context) ([]Name, error) {
+	return []Name{{Client: "02:00:00:00:00:03", Address: netip.MustParseAddr("203.0.113.10"), Names: []string{"www.example", "cdn.example"}}}, g.err
+}
 func (g *gatewayOf) Rules(context.Context) ([]Rule, error)           { return []Rule{{Name: "web"}}, g.err }
 func (g *gatewayOf) FlowCounts(context.Context) ([]FlowCount, error) { return nil, g.err }
 func (g *gatewayOf) Reload(context.Context) (Reload, error)          { return Reload{OK: true}, g.err }
@@ -69,6 +73,9 @@ func TestAPI(t *testing.T) {
 	}
 	if f, err := c.Flows(ctx); err != nil || len(f) != 1 || f[0].Rule != "web" {
 		t.Errorf("flows: %+v, %v", f, err)
+	}
+	if n, err := c.Names(ctx); err != nil || len(n) != 1 || n[0].Address.String() != "203.0.113.10" || len(n[0].Names) != 2 {
+		t.Errorf("names: %+v, %v", n, err)
 	}
 	if r, err := c.Rules(ctx); err != nil || len(r) != 1 || r[0].Name != "web" {
 		t.Errorf("rules: %+v, %v", r, err)

@@ -116,7 +116,7 @@ var dnsCacheKeys = keys[DNSCache]{
 	"min_ttl":     wait(0, day, func(c *DNSCache) *time.Duration { return &c.MinTTL }),
 	"max_ttl":     wait(time.Second, 7*day, func(c *DNSCache) *time.Duration { return &c.MaxTTL }), // RFC 8767 section 4
 	"stale":       wait(0, 7*day, func(c *DNSCache) *time.Duration { return &c.Stale }),
-	"failure_ttl": wait(0, 5*time.Minute, func(c *DNSCache) *time.Duration { return &c.FailureTTL }), // RFC 9520 section 3.2
+	"failure_ttl": wait(time.Second, 5*time.Minute, func(c *DNSCache) *time.Duration { return &c.FailureTTL }), // RFC 9520 section 3.2
 	"prefetch": func(d *decoder, at string, n *yaml.Node, c *DNSCache) {
 		d.boolean(at, n, &c.Prefetch)
 	},

@@ -97,6 +97,8 @@ func (g *gateway) Flows(context.Context) ([]admin.Flow, error) {
 	return out, nil
 }
 
+func (g *gateway) Names(context.Context) ([]admin.Name, error) { return []admin.Name{}, nil }
+
 func (g *gateway) Rules(context.Context) ([]admin.Rule, error) {
 	counts, err := g.datapath.Rules()
 	if err != nil {
