@@ -25,6 +25,9 @@ func (explainCmd) Help() string {
 asked as well: the very program that decides packets decides this flow. With -c, the answer is that of FILE, and
 the running gateway is told apart if it has another configuration.
 
+With an address and no domain, the names are those that the running gateway has learned for the address, by the
+client (source_ip, source_mac) where that is given: as for a packet. Where they came from is told.
+
 Exit status: 0; 1 if there is no answer; 2 if the running gateway's kernel and policy disagree, which is a bug.`
 }
 
@@ -84,7 +87,11 @@ func (c *explainCmd) explain(f policy.Flow, live admin.LiveExplanation, running 
 		if err != nil {
 			return result, err
 		}
+		if running && len(f.Names) == 0 { // FILE has learned nothing
+			f.Names = live.Policy.Sources.Known()
+		}
 		result.Explanation = plan.Explain(f)
+		result.Sources.Names = live.Policy.Sources.Names
 		same = running && plan.Path == live.Config.File && plan.Digest == live.Config.Digest
 	}
 	if same { // its policy knows the addresses of upstreams that are given by name
@@ -128,6 +135,7 @@ func (r *explained) print(e *env, file string) {
 		}
 		t.print()
 	}
+	e.printSources(r.Sources)
 	g := r.Gateway
 	if g == nil {
 		return
@@ -147,6 +155,22 @@ func (r *explained) print(e *env, file string) {
 	default:
 		fmt.Fprintf(e.stdout, "The running gateway has another configuration (%s, generation %d%s).\nIts kernel says: %s\n",
 			running, g.Generation, reloadHint(file, g.Config), sentence(*r.Kernel))
+	}
+}
+
+// printSources says where names and lists come from.
+func (e *env) printSources(s admin.Sources) {
+	if len(s.Names) > 0 {
+		fmt.Fprintln(e.stdout, "\nThe names are learned:")
+		e.nameTable("  ", s.Names).print()
+	}
+	if len(s.Lists) > 0 {
+		fmt.Fprintln(e.stdout, "\nThe lists are read from files:")
+		t := e.table("  LIST", "FILE")
+		for _, l := range s.Lists {
+			t.row("  "+l.Kind+" "+l.Name, l.File)
+		}
+		t.print()
 	}
 }
 

@@ -4,10 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
-	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"sidegate/appliance/admin"
@@ -27,14 +24,19 @@ Several filters must all match; values of one key are alternatives.`
 }
 
 // flowFilters says whether a flow is what the user asked for.
-var flowFilters = map[string]func(f admin.Flow, value string) (bool, error){
+var flowFilters = filters[admin.Flow]{
 	"client": func(f admin.Flow, value string) (bool, error) { return within4or6(f.Source.Addr(), value) },
 	"ip":     func(f admin.Flow, value string) (bool, error) { return within4or6(f.Destination.Addr(), value) },
 	"port": func(f admin.Flow, value string) (bool, error) {
 		return fmt.Sprint(f.Destination.Port()) == value, nil
 	},
-	"network":   equal(func(f admin.Flow) string { return f.Network }),
-	"verdict":   equal(func(f admin.Flow) string { return f.Verdict }),
+	"network": equal(func(f admin.Flow) string { return f.Network }),
+	"verdict": func(f admin.Flow, value string) (bool, error) {
+		if new(policy.Verdict).UnmarshalText([]byte(value)) != nil && value != "dns" {
+			return false, fmt.Errorf("%q is not direct, proxy or block", value)
+		}
+		return f.Verdict == value, nil
+	},
 	"outbound":  equal(func(f admin.Flow) string { return f.Outbound }),
 	"rule":      equal(func(f admin.Flow) string { return f.Rule }),
 	"state":     equal(func(f admin.Flow) string { return f.State }),
@@ -42,23 +44,8 @@ var flowFilters = map[string]func(f admin.Flow, value string) (bool, error){
 	"mac":       equal(func(f admin.Flow) string { return f.ClientMAC }),
 }
 
-func equal(of func(admin.Flow) string) func(admin.Flow, string) (bool, error) {
-	return func(f admin.Flow, value string) (bool, error) { return of(f) == strings.ToLower(value), nil }
-}
-
-func within4or6(a netip.Addr, value string) (bool, error) {
-	if prefix, err := netip.ParsePrefix(value); err == nil {
-		return prefix.Contains(a), nil
-	}
-	address, err := netip.ParseAddr(value)
-	if err != nil {
-		return false, fmt.Errorf("%q is not an address or prefix: write 192.168.0.3 or 192.168.0.0/24", value)
-	}
-	return a == address.Unmap(), nil
-}
-
 func (c *flowsCmd) Run(ctx context.Context, e *env) error {
-	wanted, err := parseFilters(c.Filters)
+	wanted, err := flowFilters.parse(c.Filters)
 	if err != nil {
 		return err
 	}
@@ -85,38 +72,6 @@ func (c *flowsCmd) Run(ctx context.Context, e *env) error {
 	}
 	t.print()
 	return nil
-}
-
-// parseFilters makes one predicate of all filters, and refuses those that can match nothing.
-func parseFilters(args []string) (func(admin.Flow) bool, error) {
-	facts, err := parseFacts(args)
-	if err != nil {
-		return nil, err
-	}
-	for key, values := range facts {
-		match, known := flowFilters[key]
-		if !known {
-			return nil, fmt.Errorf("unknown filter %q (have: %s)", key, strings.Join(slices.Sorted(maps.Keys(flowFilters)), ", "))
-		}
-		for _, value := range values {
-			if _, err := match(admin.Flow{}, value); err != nil {
-				return nil, fmt.Errorf("%s: %w", key, err)
-			}
-			if key == "verdict" {
-				if err := new(policy.Verdict).UnmarshalText([]byte(value)); err != nil && value != "dns" {
-					return nil, err
-				}
-			}
-		}
-	}
-	return func(f admin.Flow) bool {
-		for key, values := range facts {
-			if !slices.ContainsFunc(values, func(v string) bool { ok, _ := flowFilters[key](f, v); return ok }) {
-				return false
-			}
-		}
-		return true
-	}, nil
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

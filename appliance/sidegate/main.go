@@ -41,6 +41,7 @@ type commandLine struct {
 	Explain explainCmd `cmd:"" help:"Tell which rule decides a flow, and why no earlier one does."`
 	Status  statusCmd  `cmd:"" help:"Show how the running gateway fares."`
 	Flows   flowsCmd   `cmd:"" help:"List the flows of the running gateway."`
+	Names   namesCmd   `cmd:"" help:"List the names that clients know addresses by."`
 	Rules   rulesCmd   `cmd:"" help:"List the policy in force and what its rules decided."`
 	Reload  reloadCmd  `cmd:"" help:"Make the running gateway read its configuration again."`
 	Demo    demoCmd    `cmd:"" help:"Show what sidegate does, in a network of its own (root)."`

@@ -34,6 +34,12 @@ func (c *statusCmd) Run(ctx context.Context, e *env) error {
 	t.row("policy", fmt.Sprintf("generation %d, %s", s.Generation, reloadText(s.LastReload)))
 	t.row("LAN", interfacesText(s.Interfaces))
 	t.row("relaying", fmt.Sprintf("%s, %s", plural(s.Proxy.Connections, "TCP connection"), plural(s.Proxy.Sessions, "UDP session")))
+	if n := s.Sniff; n != (admin.Sniff{}) {
+		t.row("sniffed", fmt.Sprintf("%d TLS, %d HTTP, %d QUIC; %d without a name, %d not in time", n.TLS, n.HTTP, n.QUIC, n.Nothing, n.Timeout))
+	}
+	if n := s.DNS; n != nil {
+		t.row("DNS", fmt.Sprintf("%d questions: %d from the cache, %d failed; %s kept", n.Queries, n.Cached, n.Failed, plural(n.Entries, "answer")))
+	}
 	t.print()
 
 	tables := e.table("TABLE", "ENTRIES", "CAPACITY", "FULL")
@@ -48,8 +54,19 @@ func (c *statusCmd) Run(ctx context.Context, e *env) error {
 		traffic.row(name, n.Connections, n.Sessions, n.Failures, size(n.BytesUp), size(n.BytesDown))
 	}
 	traffic.section()
+	if s.DNS != nil {
+		upstreams := e.table("DNS UPSTREAM", "QUESTIONS", "FAILED")
+		for _, name := range slices.Sorted(maps.Keys(s.DNS.Upstreams)) {
+			n := s.DNS.Upstreams[name]
+			upstreams.row(name, n.Queries, n.Failures)
+		}
+		upstreams.section()
+	}
 	nonZero(e, "DROPPED OR REFUSED", "PACKETS", s.Drops)
 	nonZero(e, "REFUSED BY THE PROXY", "COUNT", s.Proxy.Refused)
+	if s.DNS != nil {
+		nonZero(e, "QUESTIONS DROPPED", "COUNT", s.DNS.Dropped)
+	}
 	if len(s.Problems) > 0 {
 		fmt.Fprintln(e.stdout, "\nProblems:")
 		for _, p := range s.Problems {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -24,8 +26,9 @@ import (
 //
 //	sidegate ARGS…           the program, in this process
 //	exits STATUS ARGS…       the program, which must exit with STATUS
-//	gateway [lies] FILE      a running gateway with FILE as its configuration, flows.json as its flow table and
-//	                         status.json as its status; one that lies has a kernel that always answers block
+//	gateway [lies] FILE      a running gateway with FILE as its configuration, flows.json as its flow table,
+//	                         status.json as its status, names.json as the names that it learned, and lists.json
+//	                         as the lists of its rules; one that lies has a kernel that always answers block
 func TestScripts(t *testing.T) {
 	dir, err := filepath.Abs("testdata") // the working directory changes under the scripts
 	if err != nil {
@@ -122,6 +125,10 @@ func (f *fake) Rules(context.Context) (rules []admin.Rule, err error) {
 	return rules, f.read("rules.json", &rules)
 }
 
+func (f *fake) Names(context.Context) (names []admin.Name, err error) {
+	return names, f.read("names.json", &names)
+}
+
 func (f *fake) FlowCounts(context.Context) ([]admin.FlowCount, error) {
 	return nil, errors.New("nobody asks for it")
 }
@@ -131,7 +138,16 @@ func (f *fake) Explain(_ context.Context, facts map[string][]string) (admin.Live
 	if err != nil {
 		return admin.LiveExplanation{}, admin.BadRequest{Err: err}
 	}
+	var sources admin.Sources
+	if len(flow.Names) == 0 && f.read("names.json", &sources.Names) == nil {
+		sources.Names = slices.DeleteFunc(sources.Names, func(n admin.Name) bool { return n.Address != flow.Destination.Addr() })
+		flow.Names = sources.Known()
+	}
+	if err := f.read("lists.json", &sources.Lists); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return admin.LiveExplanation{}, err
+	}
 	e := admin.LiveExplanation{Config: f.config(), Generation: f.count, Policy: f.plan.Explain(flow)}
+	e.Policy.Sources = sources
 	if flow.Destination.Addr().IsValid() {
 		answer := e.Policy.Answer
 		if f.lies {
