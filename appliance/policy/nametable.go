@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"maps"
 	"slices"
 	"strings"
 )
@@ -12,17 +11,19 @@ type NameTable struct {
 	Unknown Bits // the row of a flow without a name, as ClassUnknown elsewhere
 	Other   Bits // the row of a name that no rule names, as ClassOther elsewhere
 
-	axis        axis
-	groups      [][]use
-	listed      map[string]nameGroups // domains and suffixes, by name without a leading dot
-	keywords    []scanned
-	expressions []scanned
+	axis     axis
+	groups   [][]use
+	listed   map[string]nameGroups // domains and suffixes, by name without a leading dot
+	scanned  []scanned             // keywords, then expressions
+	keywords int                   // how many of scanned
+	index    automaton             // the keywords, and texts that the expressions require; owners are in scanned
+	always   []uint32              // the expressions that require no text
 }
 
 // nameGroups are the uses of one listed name: for the name itself and for the names below it.
 type nameGroups struct{ at, below group }
 
-// scanned is a pattern that no index finds.
+// scanned is a pattern that may be found anywhere in a name.
 type scanned struct {
 	pattern pattern
 	group   group
@@ -58,14 +59,45 @@ func (t *NameTable) row(name string) Bits {
 		rest = rest[dot+1:]
 		h.add(t.groups[t.listed[rest].below])
 	}
-	for _, patterns := range [][]scanned{t.keywords, t.expressions} {
-		for _, p := range patterns {
+	t.scan(name, &h)
+	return t.axis.row(&h)
+}
+
+// scan asks the keywords and expressions. Lists have hundreds of them, so only those whose text is in the name are tried,
+// and each once however often a client repeats it.
+func (t *NameTable) scan(name string, h *hits) {
+	if len(t.scanned) == 0 {
+		return
+	}
+	if !isASCII(name) { // no host's name: what expressions require was worked out for ASCII, where k is not also the kelvin sign
+		for _, p := range t.scanned {
 			if p.pattern.matches(name) {
 				h.add(t.groups[p.group])
 			}
 		}
+		return
 	}
-	return t.axis.row(&h)
+	for _, i := range t.always {
+		t.try(i, name, h)
+	}
+	var few [16]uint64 // of most configurations; more are allocated when the first text is found
+	tried := few[:]
+	t.index.owners(name, func(i uint32) {
+		if n := (len(t.scanned) + 63) / 64; n > len(tried) {
+			tried = make([]uint64, n)
+		}
+		if bit := uint64(1) << (i % 64); tried[i/64]&bit == 0 {
+			tried[i/64] |= bit
+			t.try(i, name, h)
+		}
+	})
+}
+
+// try takes a keyword that the index found for matching: it is made of the index's symbols.
+func (t *NameTable) try(i uint32, name string, h *hits) {
+	if p := &t.scanned[i]; int(i) < t.keywords || p.pattern.matches(name) {
+		h.add(t.groups[p.group])
+	}
 }
 
 func nameTable(a axis, occurrences []occurrence[Value], groups [][]use) NameTable {
@@ -92,15 +124,32 @@ func nameTable(a axis, occurrences []occurrence[Value], groups [][]use) NameTabl
 			expressions[p.source] = scanned{p, m.merge(expressions[p.source].group, o.group)}
 		}
 	}
-	return NameTable{
-		Unknown:     a.unknown(),
-		Other:       a.row(&hits{}),
-		axis:        a,
-		groups:      m.groups,
-		listed:      listed,
-		keywords:    slices.Collect(maps.Values(keywords)),
-		expressions: slices.Collect(maps.Values(expressions)),
+	t := NameTable{
+		Unknown: a.unknown(),
+		Other:   a.row(&hits{}),
+		axis:    a,
+		groups:  m.groups,
+		listed:  listed,
 	}
+	var texts []wanted
+	for keyword, p := range keywords {
+		texts = append(texts, wanted{keyword, uint32(len(t.scanned))})
+		t.scanned = append(t.scanned, p)
+	}
+	t.keywords = len(keywords)
+	for _, p := range expressions {
+		owner := uint32(len(t.scanned))
+		required, ok := requiredTexts(p.pattern.(regexName).re.String())
+		if !ok {
+			t.always = append(t.always, owner)
+		}
+		for _, text := range required {
+			texts = append(texts, wanted{text, owner})
+		}
+		t.scanned = append(t.scanned, p)
+	}
+	t.index = newAutomaton(texts)
+	return t
 }
 
 // merger makes groups of groups, each pair once.
