@@ -1,0 +1,162 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// resend are the parts of the timeout after which a question is sent again: loss is the rule on Wi-Fi,
+// and the server's own time-outs are longer.
+var resend = []float64{0.2, 0.5}
+
+const (
+	// maxWrong datagrams from the server's address that are no answer are dropped; after that many
+	// somebody is guessing, and the question goes by TCP.
+	maxWrong = 8
+	// receiveSize is more than udpSize, for servers that do not heed it, in bytes.
+	receiveSize = 4096
+)
+
+// udp asks by datagrams, each question from a new socket with a random port and id. An answer that is
+// truncated, or that somebody else may have sent, is asked for again by TCP.
+type udp struct {
+	endpoint *endpoint
+	tcp      *pool
+	timeout  time.Duration
+	log      *slog.Logger
+	// folds says that the server does not keep the case of names, so that random case would send every
+	// question by TCP.
+	folds atomic.Bool
+}
+
+// heard is how asking by UDP ended: with an answer, or with a reason to ask by TCP.
+type heard struct {
+	reply
+	byTCP  bool
+	folded bool // the answer had the name in another case: a server's habit, or a forgery
+}
+
+func (u *udp) exchange(ctx context.Context, asked *dns.Msg) (*dns.Msg, error) {
+	q, err := newQuestion(asked, shape{randomCase: !u.folds.Load()})
+	if err != nil {
+		return nil, err
+	}
+	m, err := u.ask(ctx, q)
+	if err == nil && m.knowsNoEDNS() {
+		if q, err = newQuestion(asked, shape{randomCase: !u.folds.Load(), bare: true}); err == nil {
+			m, err = u.ask(ctx, q)
+		}
+	}
+	return m.Msg, err
+}
+
+func (u *udp) ask(ctx context.Context, q *question) (reply, error) {
+	h, err := reach(ctx, u.endpoint, func(ctx context.Context, to netip.AddrPort) (heard, error) {
+		return u.send(ctx, to, q)
+	}, func(heard) {})
+	if err != nil || !h.byTCP {
+		return h.reply, err
+	}
+	r, err := u.tcp.ask(ctx, q)
+	if err != nil {
+		return r, fmt.Errorf("asking again by tcp: %w", err)
+	}
+	// Only the server itself can have said this: nobody off the path answers by TCP. Where the case is
+	// kept there, the datagram was forged, and nothing is learned from it.
+	if h.folded && !r.keepsCase && u.folds.CompareAndSwap(false, true) {
+		u.log.Warn("dns upstream does not repeat names as they were asked: forged answers are easier to make", "upstream", u.endpoint.host)
+	}
+	return r, nil
+}
+
+// send asks one address until an answer comes or the context ends.
+func (u *udp) send(ctx context.Context, to netip.AddrPort, q *question) (heard, error) {
+	c, err := u.endpoint.dialer.Packets(ctx, to)
+	if err != nil {
+		return heard{}, err
+	}
+	defer c.Close()
+	past := time.Unix(1, 0)
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(past) })()
+
+	remote := net.UDPAddrFromAddrPort(to)
+	id := randomID()
+	packet := q.packet(0, id)
+	buffer := make([]byte, receiveSize)
+	begun := time.Now()
+	wrong := 0
+	for sent := 0; ; sent++ {
+		if _, err := c.WriteTo(packet, remote); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			// A refusal is what the last datagram met.
+			return heard{}, ended(ctx, err)
+		}
+		last := sent == len(resend)
+		until := time.Time{}
+		if !last {
+			until = begun.Add(time.Duration(resend[sent] * float64(u.timeout)))
+		}
+		c.SetReadDeadline(until)
+		for {
+			if ctx.Err() != nil { // it may have ended before the deadline was set, and set its own
+				return heard{}, ctx.Err()
+			}
+			n, from, err := c.ReadFrom(buffer)
+			switch {
+			case err == nil:
+				if !sameAddress(from, remote) {
+					continue
+				}
+				h, over := u.judge(q, buffer[:n], id, &wrong)
+				if over {
+					return h, nil
+				}
+				continue
+			case ctx.Err() != nil:
+				return heard{}, ctx.Err()
+			case errors.Is(err, syscall.ECONNREFUSED) && !last:
+				// Anybody who guesses the port can send such an ICMP error, and a server may be restarting:
+				// wait for the next sending.
+				continue
+			case isTimeout(err):
+			default:
+				return heard{}, err
+			}
+			break
+		}
+	}
+}
+
+// judge says whether a datagram ends the asking.
+func (u *udp) judge(q *question, datagram []byte, id uint16, wrong *int) (h heard, over bool) {
+	r, err := q.read(datagram, id)
+	switch {
+	case err == nil && (r.keepsCase || u.folds.Load()):
+		return heard{reply: r}, true
+	case err == nil, errors.Is(err, errTruncated):
+		return heard{byTCP: true, folded: !r.keepsCase}, true
+	}
+	*wrong++
+	return heard{byTCP: true}, *wrong > maxWrong
+}
+
+// ended prefers the context's end over what it did to a socket.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func isTimeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
