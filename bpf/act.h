@@ -143,9 +143,9 @@ static __always_inline int to_listener(struct __sk_buff *skb, const struct packe
 
 	if (!sk)
 		return without_listener(skb, p, flow);
-	if (client_over_rate(skb, p)) {
+	if (flow->verdict == VERDICT_DNS ? client_over_questions(skb, p) : client_over_rate(skb, p)) {
 		bpf_sk_release(sk);
-		return drop(REASON_CLIENT_RATE);
+		return drop(flow->verdict == VERDICT_DNS ? REASON_DNS_RATE : REASON_CLIENT_RATE);
 	}
 	return assign(skb, p, sk);
 }
@@ -209,7 +209,7 @@ static __always_inline int act(struct __sk_buff *skb, const struct packet *p, st
 	case VERDICT_DIRECT:
 		return pass_marked(skb, flow->mark);
 	case VERDICT_PROXY:
-	case VERDICT_DNS:
+	case VERDICT_SNIFF:
 		return proxy(skb, p, flow);
 	case VERDICT_BLOCK:
 		return refuse(skb, p, flow);

@@ -19,10 +19,8 @@ static __always_inline void client_identify(const struct packet *p, const __u8 *
 		return;
 	key->w[0] = p->key.source.w[0];
 	key->w[1] = p->key.source.w[1];
-	if (!p->ipv6) {
-		key->w[2] = p->key.source.w[2];
-		key->w[3] = p->key.source.w[3];
-	}
+	key->w[2] = p->ipv6 ? 0 : p->key.source.w[2];
+	key->w[3] = p->ipv6 ? 1 : p->key.source.w[3]; /* else a prefix could look like a MAC */
 }
 
 static __always_inline struct client *client_of(struct __sk_buff *skb, const struct packet *p)
@@ -41,22 +39,36 @@ static __always_inline struct client *client_of(struct __sk_buff *skb, const str
 	return bpf_map_lookup_elem(&clients, &key);
 }
 
+static __always_inline struct client *client_this_second(struct __sk_buff *skb,
+							 const struct packet *p)
+{
+	struct client *client = client_of(skb, p);
+	__u64 second = bpf_ktime_get_coarse_ns() / SECOND;
+
+	if (client && client->second != second) {
+		client->second = second;
+		client->fresh = 0;
+		client->questions = 0;
+	}
+	return client;
+}
+
 /*
  * A listener's queue is shared by all clients: one that fills it faster than the daemon empties it
  * would cost the others their first packets.
  */
 static __always_inline bool client_over_rate(struct __sk_buff *skb, const struct packet *p)
 {
-	struct client *client = client_of(skb, p);
-	__u64 second = bpf_ktime_get_coarse_ns() / SECOND;
+	struct client *client = client_this_second(skb, p);
 
-	if (!client)
-		return true;
-	if (client->second != second) {
-		client->second = second;
-		client->fresh = 0;
-	}
-	return ++client->fresh > client_fresh;
+	return !client || ++client->fresh > client_fresh;
+}
+
+static __always_inline bool client_over_questions(struct __sk_buff *skb, const struct packet *p)
+{
+	struct client *client = client_this_second(skb, p);
+
+	return !client || ++client->questions > client_questions;
 }
 
 #endif

@@ -8,12 +8,16 @@
 const volatile __u32 generation = 0;
 const volatile __u8 on_failure = ON_FAILURE_BLOCK; /* enum failure_policy */
 const volatile __u8 intercept_dns = 0;
+const volatile __u8 sniff = SNIFF_OFF; /* enum sniff_mode */
 
 /* Flows that one client may hold in the flow table; beyond, its flows go to the crowd's table. */
 const volatile __u32 client_flows = 8192;
 
-/* Packets a second that one client may give to the listeners (new proxied flows, in effect). */
+/* Packets a second that one client may give to the proxy's listeners (new flows, in effect). */
 const volatile __u32 client_fresh = 4096;
+
+/* … and to the DNS listeners. */
+const volatile __u32 client_questions = 8192;
 
 /* Words of the bit vectors in use: 64 rules each. */
 const volatile __u32 rule_words = RULE_WORDS;
@@ -25,6 +29,7 @@ const volatile __u8 uses_destination_port = 1;
 const volatile __u8 uses_source_port = 1;
 const volatile __u8 uses_mac = 1;
 const volatile __u8 uses_interface = 1;
+const volatile __u8 uses_name = 1;
 
 /* dscp | network << 6 | ipv6 << 8 → class */
 const volatile __u16 header_class[512] = {};

@@ -9,11 +9,10 @@
 #include "client.h"
 #include "config.h"
 #include "maps.h"
+#include "names.h"
 #include "parse.h"
 #include "policy.h"
 #include "types.h"
-
-#define DNS_PORT 53
 
 static __always_inline struct flow *flow_lookup(const struct flow_key *key)
 {
@@ -24,7 +23,7 @@ static __always_inline struct flow *flow_lookup(const struct flow_key *key)
 
 static __always_inline bool needs_daemon(const struct flow *flow)
 {
-	return flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_DNS;
+	return flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_SNIFF;
 }
 
 /* proxy_tcp itself sees when such a flow is established */
@@ -95,16 +94,28 @@ static __noinline __u32 flow_decide(struct __sk_buff *skb, const struct packet *
 		.dscp = p->dscp,
 		.interface = skb->ifindex,
 	};
+	__u8 mac[6] = {};
+	__u64 name;
 
 	if (p->link_length)
-		bpf_skb_load_bytes(skb, 6, facts.mac, sizeof(facts.mac));
+		bpf_skb_load_bytes(skb, 6, mac, sizeof(mac));
+	__builtin_memcpy(facts.mac, mac, sizeof(mac));
+	if (uses_name) {
+		name = find_name(p, mac);
+		facts.name.class = (__u32)name;
+		facts.name.flags = sniff == SNIFF_OFF ? NAME_CERTAIN : name >> 32;
+	}
 	decide(&facts, &decision);
 	flow->mark = decision.action.mark;
 	flow->outbound = decision.action.outbound;
 	flow->rule = decision.rule;
 	flow->verdict = decision.action.verdict;
 	flow->reject = decision.action.reject;
-	__builtin_memcpy(flow->client_mac, facts.mac, sizeof(facts.mac));
+	flow->dscp = facts.dscp;
+	__builtin_memcpy(flow->client_mac, mac, sizeof(mac));
+	if (decision.doubtful && can_sniff(skb, p) &&
+	    (on_failure != ON_FAILURE_DIRECT || has_listener(p, VERDICT_SNIFF)))
+		flow->verdict = VERDICT_SNIFF;
 	return decision.reason;
 }
 
@@ -147,26 +158,19 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
 	flow.last_seen = flow.first_seen;
-	if (intercept_dns && network_bits(p->key.protocol) &&
-	    p->key.destination_port == bpf_htons(DNS_PORT)) {
-		flow.verdict = VERDICT_DNS;
-		flow.rule = RULE_DEFAULT;
-		flow.mark = MARK_DIRECT;
-	} else if (is_own(&p->key.destination) || is_published(p)) {
+	if (is_own(&p->key.destination) || is_published(p))
 		return pass();
-	} else {
-		reason = flow_decide(skb, p, &flow);
-		if (reason)
-			return drop(reason);
-		if (old && still_proxied(skb, p, &flow, old)) {
-			flow.verdict = old->verdict;
-			flow.outbound = old->outbound;
-			flow.rule = old->rule;
-			flow.generation = old->generation;
-		} else if (!old || old->state != FLOW_OPENING) {
-			/* a SYN that comes again is the same flow */
-			count_rule(flow.rule);
-		}
+	reason = flow_decide(skb, p, &flow);
+	if (reason)
+		return drop(reason);
+	if (old && still_proxied(skb, p, &flow, old)) {
+		flow.verdict = old->verdict;
+		flow.outbound = old->outbound;
+		flow.rule = old->rule;
+		flow.generation = old->generation;
+	} else if ((!old || old->state != FLOW_OPENING) && flow.verdict != VERDICT_SNIFF) {
+		/* a SYN that comes again is the same flow */
+		count_rule(flow.rule);
 	}
 	/* decided once: a connection cannot change sides when the daemon comes back */
 	if (on_failure == ON_FAILURE_DIRECT && network_bits(p->key.protocol) &&
@@ -193,10 +197,52 @@ __noinline int unseen_tcp(struct __sk_buff *skb, const struct packet *p)
 	return pass();
 }
 
+/*
+ * DNS from the LAN is answered by the daemon, whichever resolver was meant. There is no flow to
+ * remember: the port says it all.
+ */
+__noinline int question(struct __sk_buff *skb, const struct packet *p)
+{
+	struct flow flow = {
+		.verdict = VERDICT_DNS,
+		.state = FLOW_OPENING,
+		.mark = MARK_DIRECT,
+		.rule = RULE_DEFAULT,
+	};
+
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
+	if (is_resolver(&p->key.source))
+		return pass_marked(skb, MARK_DIRECT);
+	if (p->key.protocol == IPPROTO_TCP && !opens_tcp(p))
+		return unseen_tcp(skb, p);
+	if (on_failure == ON_FAILURE_DIRECT && !has_listener(p, VERDICT_DNS))
+		return is_own(&p->key.destination) ? pass() : pass_marked(skb, MARK_DIRECT);
+	remember_asker(skb, p);
+	if (p->key.protocol == IPPROTO_TCP)
+		return proxy_tcp(skb, p, &flow);
+	return to_listener(skb, p, &flow);
+}
+
+/* Whose listener a packet is for that the kernel delivers locally: VERDICT_INVALID if not ours. */
+static __always_inline __u32 lookup_verdict(const struct flow_key *key, __u32 interface)
+{
+	struct flow *flow;
+
+	/* the box's own programs, and those of networks that are not the LAN, have their own resolvers */
+	if (is_question(key))
+		return bpf_map_lookup_elem(&interfaces, &interface) ? VERDICT_DNS : VERDICT_INVALID;
+	flow = flow_lookup(key);
+	return flow && needs_daemon(flow) ? flow->verdict : VERDICT_INVALID;
+}
+
 static __always_inline int flow_packet(struct __sk_buff *skb, const struct packet *p)
 {
-	struct flow *flow = flow_lookup(&p->key);
+	struct flow *flow;
 
+	if (is_question(&p->key))
+		return question(skb, p);
+	flow = flow_lookup(&p->key);
 	if (flow && !opens_tcp(p))
 		return flow_continue(skb, p, flow);
 	if (!flow && p->key.protocol == IPPROTO_TCP && !opens_tcp(p))

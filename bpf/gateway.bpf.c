@@ -63,8 +63,7 @@ int proxy_lookup(struct bpf_sk_lookup *ctx)
 	};
 	struct packet p = { .ipv6 = ctx->family == AF_INET6 };
 	struct bpf_sock *sk;
-	struct flow *flow;
-	__u32 slot;
+	__u32 slot, verdict;
 
 	if (p.ipv6) {
 		for (int i = 0; i < 4; i++) {
@@ -75,11 +74,11 @@ int proxy_lookup(struct bpf_sk_lookup *ctx)
 		map_ipv4(&key.source, ctx->remote_ip4);
 		map_ipv4(&key.destination, ctx->local_ip4);
 	}
-	flow = flow_lookup(&key);
-	if (!flow || (flow->verdict != VERDICT_PROXY && flow->verdict != VERDICT_DNS))
-		return SK_PASS;
 	p.key.protocol = ctx->protocol;
-	slot = listener_slot(&p, flow->verdict);
+	verdict = lookup_verdict(&key, ctx->ingress_ifindex);
+	if (verdict == VERDICT_INVALID)
+		return SK_PASS;
+	slot = listener_slot(&p, verdict);
 	sk = bpf_map_lookup_elem(&sockets, &slot);
 	if (!sk)
 		return SK_PASS;
@@ -96,6 +95,28 @@ SEC("netfilter")
 int no_redirects(struct bpf_nf_ctx *ctx)
 {
 	return is_redirect(ctx->skb) ? netfilter_drop(REASON_REDIRECT) : NF_ACCEPT;
+}
+
+/* Puts what the daemon decided on a flow to be sniffed into its entry; says whether there is one. */
+SEC("tc")
+int settle(struct __sk_buff *skb)
+{
+	struct settlement s;
+	struct flow *flow;
+
+	if (bpf_skb_load_bytes(skb, 0, &s, sizeof(s)))
+		return TCX_DROP;
+	flow = flow_lookup(&s.key);
+	if (!flow || flow->verdict != VERDICT_SNIFF)
+		return TCX_DROP;
+	flow->mark = s.mark;
+	flow->outbound = s.outbound;
+	flow->generation = s.generation;
+	flow->rule = s.rule;
+	flow->reject = s.reject;
+	flow->verdict = s.verdict;
+	count_rule(s.rule);
+	return TCX_PASS;
 }
 
 /* Answers a question to the policy, for the daemon: facts in, decision out, in the packet's data. */

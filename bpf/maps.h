@@ -82,6 +82,33 @@ struct {
 	__type(value, __u8);
 } published SEC(".maps");
 
+/* DNS servers that we ask: their own questions are not ours to answer, or they would go in circles. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct address);
+	__type(value, __u8);
+} resolvers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(max_entries, 16384);
+	__type(key, struct address);
+	__type(value, struct asker);
+} askers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct name_key);
+	__type(value, struct lessons);
+} learned SEC(".maps");
+
 /* The number of the newest generation, so that a restarted daemon counts on. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -147,6 +174,15 @@ struct {
 	__type(value, __u32);
 } interfaces SEC(".maps");
 
+/* The class of all names that a client, or everybody, knows an address by. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct name_key);
+	__type(value, struct name);
+} names SEC(".maps");
+
 #define BITS(name)                                \
 	struct {                                  \
 		__uint(type, BPF_MAP_TYPE_ARRAY); \
@@ -162,7 +198,8 @@ BITS(source_port_bits);
 BITS(header_bits);
 BITS(mac_bits);
 BITS(interface_bits);
-BITS(name_bits);
+BITS(name_bits); /* any of the names permits the rule */
+BITS(certain_bits); /* each of the names permits it */
 BITS(process_bits);
 
 /* The last row, RULE_DEFAULT, is what no rule decides. */
@@ -172,6 +209,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct action);
 } actions SEC(".maps");
+
+/* The rules that have the outbound of a rule. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RULE_DEFAULT);
+	__type(key, __u32);
+	__type(value, struct bits);
+} alike SEC(".maps");
 
 /* Flows that each rule decided. */
 struct {

@@ -123,51 +123,57 @@ static __always_inline __u32 first_bit(__u64 word)
 	return position[((word & -word) * 0x022fdd63cc95386dULL) >> 58];
 }
 
-struct classes {
-	__u32 destination;
-	__u32 source;
-	__u32 destination_port;
-	__u32 source_port;
-	__u32 header;
-	__u32 mac;
-	__u32 interface;
-	__u32 name;
-	__u32 process;
+/* Of each dimension, the rules that the flow's class permits. */
+struct rows {
+	struct bits *destination;
+	struct bits *source;
+	struct bits *destination_port;
+	struct bits *source_port;
+	struct bits *header;
+	struct bits *mac;
+	struct bits *interface;
+	struct bits *name;
+	struct bits *process;
 };
 
-static __always_inline void classify(const struct facts *f, struct classes *c)
+static __always_inline bool find_rows(const struct facts *f, struct rows *r)
 {
-	c->destination = destination_class(&f->destination);
-	c->source = source_class(&f->source);
-	c->destination_port = destination_port_class(f);
-	c->source_port = source_port_class(f);
-	c->header = header_class[(f->dscp & 63) | (f->network & 3) << 6 | (f->ipv6 & 1) << 8];
-	c->mac = mac_class(f->mac);
-	c->interface = interface_class(f->interface);
-	c->name = f->name_class;
-	c->process = f->process_class;
+	__u32 class = destination_class(&f->destination);
+
+	r->destination = bpf_map_lookup_elem(&destination_bits, &class);
+	class = source_class(&f->source);
+	r->source = bpf_map_lookup_elem(&source_bits, &class);
+	class = destination_port_class(f);
+	r->destination_port = bpf_map_lookup_elem(&destination_port_bits, &class);
+	class = source_port_class(f);
+	r->source_port = bpf_map_lookup_elem(&source_port_bits, &class);
+	class = header_class[(f->dscp & 63) | (f->network & 3) << 6 | (f->ipv6 & 1) << 8];
+	r->header = bpf_map_lookup_elem(&header_bits, &class);
+	class = mac_class(f->mac);
+	r->mac = bpf_map_lookup_elem(&mac_bits, &class);
+	class = interface_class(f->interface);
+	r->interface = bpf_map_lookup_elem(&interface_bits, &class);
+	class = f->name.class;
+	r->name = bpf_map_lookup_elem(&name_bits, &class);
+	class = f->process_class;
+	r->process = bpf_map_lookup_elem(&process_bits, &class);
+	return r->header && r->destination && r->source && r->destination_port && r->source_port &&
+	       r->mac && r->interface && r->name && r->process;
 }
 
-/* The first rule that every class permits; RULE_DEFAULT if none, -1 if a table lacks a row. */
-static __always_inline int first_rule(struct classes *c)
+/* What all dimensions but the name permit. */
+static __always_inline __u64 nameless_word(const struct rows *r, __u32 i)
 {
-	struct bits *header = bpf_map_lookup_elem(&header_bits, &c->header);
-	struct bits *destination = bpf_map_lookup_elem(&destination_bits, &c->destination);
-	struct bits *source = bpf_map_lookup_elem(&source_bits, &c->source);
-	struct bits *dport = bpf_map_lookup_elem(&destination_port_bits, &c->destination_port);
-	struct bits *sport = bpf_map_lookup_elem(&source_port_bits, &c->source_port);
-	struct bits *mac = bpf_map_lookup_elem(&mac_bits, &c->mac);
-	struct bits *interface = bpf_map_lookup_elem(&interface_bits, &c->interface);
-	struct bits *name = bpf_map_lookup_elem(&name_bits, &c->name);
-	struct bits *process = bpf_map_lookup_elem(&process_bits, &c->process);
+	return r->header->w[i] & r->destination->w[i] & r->source->w[i] &
+	       r->destination_port->w[i] & r->source_port->w[i] & r->mac->w[i] &
+	       r->interface->w[i] & r->process->w[i];
+}
 
-	if (!header || !destination || !source || !dport || !sport || !mac || !interface || !name ||
-	    !process)
-		return -1;
-
+/* The first rule that every row permits; RULE_DEFAULT if none. */
+static __always_inline __u32 first_rule(const struct rows *r)
+{
 	for (__u32 i = 0; i < RULE_WORDS && i < rule_words; i++) {
-		__u64 word = header->w[i] & destination->w[i] & source->w[i] & dport->w[i] &
-			     sport->w[i] & mac->w[i] & interface->w[i] & name->w[i] & process->w[i];
+		__u64 word = nameless_word(r, i) & r->name->w[i];
 
 		if (word)
 			return i * 64 + first_bit(word);
@@ -175,21 +181,58 @@ static __always_inline int first_rule(struct classes *c)
 	return RULE_DEFAULT;
 }
 
+/*
+ * Might the flow's one true name lead it to another outbound? Whatever the name, the deciding rule is
+ * one of those that some name permits, and does not come after the first that every name permits: so
+ * these must have one outbound (policy.Tables.Doubtful).
+ */
+static __always_inline bool is_doubtful(const struct rows *r, const struct name *name)
+{
+	__u32 class = name->class;
+	struct bits *certain = bpf_map_lookup_elem(&certain_bits, &class);
+	struct bits *same = NULL;
+	__u32 first = RULE_DEFAULT, last = RULE_DEFAULT;
+	struct action *action, *fallback;
+
+	if (!certain)
+		return false;
+	for (__u32 i = 0; i < RULE_WORDS && i < rule_words; i++) {
+		__u64 possible = nameless_word(r, i);
+		__u64 sure;
+
+		if (!(name->flags & NAME_ANY))
+			possible &= r->name->w[i];
+		sure = possible & certain->w[i];
+		if (sure)
+			possible &= sure ^ (sure - 1); /* up to the lowest bit of sure */
+		if (!same && possible) {
+			first = i * 64 + first_bit(possible);
+			same = bpf_map_lookup_elem(&alike, &first);
+		}
+		if (same && possible & ~same->w[i])
+			return true;
+		if (sure)
+			return false;
+	}
+	action = bpf_map_lookup_elem(&actions, &first);
+	fallback = bpf_map_lookup_elem(&actions, &last);
+	return action && fallback && action->outbound != fallback->outbound;
+}
+
 static __always_inline void decide(const struct facts *f, struct decision *d)
 {
-	struct classes classes = {};
+	struct rows rows = {};
 	struct action *action;
-	int rule;
 
-	classify(f, &classes);
-	rule = first_rule(&classes);
-	d->rule = rule;
-	action = rule < 0 ? NULL : bpf_map_lookup_elem(&actions, &d->rule);
-	if (!action || action->verdict == VERDICT_INVALID) {
-		d->reason = REASON_POLICY_MISSING;
+	d->reason = REASON_POLICY_MISSING;
+	if (!find_rows(f, &rows))
 		return;
-	}
+	d->rule = first_rule(&rows);
+	action = bpf_map_lookup_elem(&actions, &d->rule);
+	if (!action || action->verdict == VERDICT_INVALID)
+		return;
 	d->action = *action;
+	d->doubtful = f->name.flags && is_doubtful(&rows, &f->name);
 	d->reason = REASON_INVALID;
 }
 

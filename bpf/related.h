@@ -62,9 +62,9 @@ static __always_inline bool is_icmp_error(struct __sk_buff *skb, const struct pa
 }
 
 /* The flow that the quoted packet answers, read the client's way round. */
-static __always_inline struct flow *quoted_flow(struct __sk_buff *skb, const struct packet *p)
+static __always_inline bool quoted_flow(struct __sk_buff *skb, const struct packet *p,
+					struct flow_key *key)
 {
-	struct flow_key key = {};
 	__u32 quoted = p->transport + 8;
 	__be16 ports[2] = {};
 	struct ipv6hdr ip6;
@@ -72,24 +72,24 @@ static __always_inline struct flow *quoted_flow(struct __sk_buff *skb, const str
 
 	if (p->ipv6) {
 		if (!load(skb, p, quoted, &ip6, sizeof(ip6)))
-			return NULL;
-		__builtin_memcpy(&key.source, &ip6.daddr, sizeof(key.source));
-		__builtin_memcpy(&key.destination, &ip6.saddr, sizeof(key.destination));
-		key.protocol = ip6.nexthdr;
+			return false;
+		__builtin_memcpy(&key->source, &ip6.daddr, sizeof(key->source));
+		__builtin_memcpy(&key->destination, &ip6.saddr, sizeof(key->destination));
+		key->protocol = ip6.nexthdr;
 		quoted += sizeof(ip6);
 	} else {
 		if (!load(skb, p, quoted, &ip4, sizeof(ip4)))
-			return NULL;
-		map_ipv4(&key.source, ip4.daddr);
-		map_ipv4(&key.destination, ip4.saddr);
-		key.protocol = ip4.protocol;
+			return false;
+		map_ipv4(&key->source, ip4.daddr);
+		map_ipv4(&key->destination, ip4.saddr);
+		key->protocol = ip4.protocol;
 		quoted += ip4.ihl * 4;
 	}
 	if (!load(skb, p, quoted, ports, sizeof(ports)))
-		return NULL;
-	key.source_port = ports[1];
-	key.destination_port = ports[0];
-	return flow_lookup(&key);
+		return false;
+	key->source_port = ports[1];
+	key->destination_port = ports[0];
+	return true;
 }
 
 /*
@@ -98,14 +98,19 @@ static __always_inline struct flow *quoted_flow(struct __sk_buff *skb, const str
  */
 __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p)
 {
+	struct flow_key key = {};
 	struct flow *flow;
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
-	flow = quoted_flow(skb, p);
+	if (!quoted_flow(skb, p, &key))
+		return pass();
+	if (is_question(&key))
+		return steer(skb);
+	flow = flow_lookup(&key);
 	if (!flow)
 		return pass();
-	if (flow->verdict == VERDICT_PROXY || flow->verdict == VERDICT_DNS)
+	if (needs_daemon(flow))
 		return steer(skb);
 	if (flow->verdict == VERDICT_BLOCK)
 		return drop(REASON_RULE_BLOCK);

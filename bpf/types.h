@@ -9,7 +9,7 @@
 
 #include "vmlinux.h"
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
 /* IPv4 addresses are stored mapped (::ffff:a.b.c.d), in network byte order. */
 struct address {
@@ -23,6 +23,7 @@ enum verdict {
 	VERDICT_BLOCK, /* drop, or refuse */
 	VERDICT_DNS, /* to the DNS listener */
 	VERDICT_PASS, /* not ours to decide: left alone */
+	VERDICT_SNIFF, /* to the proxy, which reads the name from the first bytes and asks again */
 };
 
 /* Why a packet was dropped or refused. Each has a counter. */
@@ -37,6 +38,7 @@ enum reason {
 	REASON_NO_LISTENER, /* to be proxied, but no daemon listens */
 	REASON_NOT_PROXYABLE, /* to be proxied, but neither TCP nor UDP */
 	REASON_CLIENT_RATE, /* the client begins more proxied flows a second than its share */
+	REASON_DNS_RATE, /* the client asks more DNS questions a second than its share */
 	REASON_ASSIGN_FAILED, /* the kernel refused the socket */
 	REASON_POLICY_MISSING, /* a policy table lacks a row: a bug, never traffic */
 	REASON_REDIRECT, /* our own kernel's IPv6 redirect: the client would bypass us */
@@ -55,6 +57,14 @@ enum socket_slot {
 	SOCKET_DNS_UDP4,
 	SOCKET_DNS_UDP6,
 	SOCKET_COUNT,
+};
+
+/* Whose name is read from the first bytes. */
+enum sniff_mode {
+	SNIFF_INVALID,
+	SNIFF_OFF,
+	SNIFF_AMBIGUOUS, /* flows whose names lead to different outbounds */
+	SNIFF_UNKNOWN, /* and those that have no name, where one could matter */
 };
 
 /* What becomes of flows to be proxied while no daemon listens. */
@@ -107,7 +117,8 @@ struct flow {
 	__u8 state; /* enum flow_state */
 	__u8 reject; /* block answers */
 	__u8 client_mac[6]; /* zero where the link has none */
-	__u8 pad[5];
+	__u8 dscp; /* of the first packet */
+	__u8 pad[4];
 };
 
 #define RULE_DEFAULT 1024
@@ -137,8 +148,10 @@ struct client_key {
 
 struct client {
 	__u32 flows; /* in the flow table; recounted by the daemon */
-	__u32 fresh; /* packets given to a listener in the second below */
+	__u32 fresh; /* packets given to the proxy's listeners in the second below */
 	__u64 second;
+	__u32 questions; /* packets given to the DNS listeners in that second */
+	__u32 pad;
 };
 
 struct published_key {
@@ -146,6 +159,27 @@ struct published_key {
 	__be16 port;
 	__u8 protocol;
 	__u8 pad;
+};
+
+/* Who asks by DNS from an address: people have several addresses, and one MAC. */
+struct asker {
+	__u8 mac[6]; /* zero where the link has none */
+	__u8 pad[2];
+	__u32 interface;
+};
+
+/* An address as one client knows it; a zero client stands for all others. */
+struct name_key {
+	struct client_key client;
+	struct address address;
+};
+
+/*
+ * What a client has learned of an address. The programs do not read it: it is kept here so that it
+ * lives exactly as long as the flows that were decided by it.
+ */
+struct lessons {
+	__u8 text[1024]; /* appliance/datapath/lessons.go */
 };
 
 /* --- one generation of the policy --- */
@@ -160,6 +194,18 @@ struct bits {
 enum class_fixed {
 	CLASS_UNKNOWN = 0, /* the flow lacks the fact */
 	CLASS_OTHER = 1, /* a value that no rule names */
+};
+
+/* What is not certain about a flow's name. */
+enum name_flag {
+	NAME_CERTAIN = 0,
+	NAME_ONE_OF = 1, /* it has several, which rules tell apart */
+	NAME_ANY = 2, /* it could be any name at all */
+};
+
+struct name {
+	__u32 class;
+	__u32 flags; /* enum name_flag */
 };
 
 struct prefix4 {
@@ -200,16 +246,28 @@ struct facts {
 	__u32 interface; /* ifindex, 0 unknown */
 	__u8 mac[6];
 	__u8 pad2[2];
-	__u32 name_class;
+	struct name name;
 	__u32 process_class;
+	__u32 pad3;
 };
 
 struct decision {
 	struct action action;
 	__u32 rule; /* RULE_DEFAULT if none matched */
 	__u32 reason; /* enum reason: why there is no decision; 0 if there is one */
-	__u32 pad;
+	__u32 doubtful; /* another name might lead to another outbound */
 	__u64 now; /* jiffies: what the flows' times are compared with */
+};
+
+/* What the daemon decided on a flow that the programs had left to it. */
+struct settlement {
+	struct flow_key key;
+	__u32 mark;
+	__u32 outbound;
+	__u32 generation;
+	__u16 rule;
+	__u8 verdict; /* enum verdict */
+	__u8 reject;
 };
 
 /* Keeps in the type information what no map's key or value is made of. */
@@ -221,8 +279,11 @@ struct abi {
 	enum mark mark;
 	enum flow_state flow_state;
 	enum class_fixed class_fixed;
+	enum sniff_mode sniff_mode;
+	enum name_flag name_flag;
 	struct facts facts;
 	struct decision decision;
+	struct settlement settlement;
 };
 
 #endif

@@ -443,7 +443,7 @@ func (d *Datapath) sweepAfter(t *testing.T, passed time.Duration) {
 	now, err := d.generation.now()
 	if err == nil {
 		c := d.generation.clock
-		_, err = d.state.sweep(now+uint64(passed.Seconds())*c.hertz, c)
+		_, _, err = d.state.sweep(now+uint64(passed.Seconds())*c.hertz, c)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -60,22 +60,40 @@ type Desired struct {
 	Interfaces   []Interface
 	OwnAddresses []netip.Addr
 	Published    []Service
-	Sockets      Sockets
+	Sockets      Sockets      // of the proxy
+	DNS          Sockets      // of the DNS server; without any, DNS is ordinary traffic
+	Resolvers    []netip.Addr // DNS servers whose own questions are left alone: those that the DNS server asks
+	Sniff        Sniff
 	ClientFlows  uint32 // flows of one client in the flow table; 0 is DefaultClientFlows
-	ClientFresh  uint32 // packets a second of one client to the listeners; 0 is DefaultClientFresh
+	ClientFresh  uint32 // packets a second of one client to the proxy's listeners; 0 is DefaultClientFresh
+	ClientAsks   uint32 // … to the DNS server's; 0 is DefaultClientAsks
 }
+
+// Sniff says whose name is read from the first bytes. Its zero value is SniffOff.
+type Sniff uint8
+
+// The modes.
+const (
+	SniffOff       Sniff = iota
+	SniffAmbiguous       // flows whose names lead to different outbounds
+	SniffUnknown         // and those without a name, where one could matter
+)
+
+func (want *Desired) interceptsDNS() bool { return want.DNS != Sockets{} }
 
 // The shares of one client, where Desired names none.
 const (
 	DefaultClientFlows = 8192
 	DefaultClientFresh = 4096
+	DefaultClientAsks  = 8192
 )
 
 // Datapath is the one writer of the kernel's state. Its methods are safe for concurrent use.
 type Datapath struct {
-	log   *slog.Logger
-	state *state // shared maps and pins
-	lock  *lock
+	log      *slog.Logger
+	state    *state // shared maps and pins
+	lock     *lock
+	learning *learning
 
 	applying sync.Mutex // one Apply at a time; held before mu
 
@@ -107,13 +125,18 @@ func Open(ctx context.Context, o Options) (*Datapath, error) {
 		lock.Close()
 		return nil, fmt.Errorf("opening the pinned state in %s: %w", o.StateDir, err)
 	}
+	learning, err := openLearning(&state.maps)
+	if err != nil {
+		return nil, errors.Join(err, state.Close(), lock.Close())
+	}
 	d := &Datapath{
-		log:   o.Log,
-		state: state,
-		lock:  lock,
-		links: newLinks(state.dir),
-		rules: map[uint32][]string{},
-		told:  map[string]time.Time{},
+		log:      o.Log,
+		state:    state,
+		lock:     lock,
+		learning: learning,
+		links:    newLinks(state.dir),
+		rules:    map[uint32][]string{},
+		told:     map[string]time.Time{},
 	}
 	d.outbounds.Store(&map[uint32]string{
 		policy.OutboundID(policy.OutboundDirect): policy.OutboundDirect,
@@ -154,6 +177,7 @@ func (d *Datapath) Apply(ctx context.Context, want Desired) error {
 	}
 	if err != nil {
 		if next != d.generation {
+			d.learning.unfollow(next)
 			next.Close()
 		}
 		return err
@@ -171,6 +195,9 @@ func (want *Desired) complete() error {
 	if want.ClientFresh == 0 {
 		want.ClientFresh = DefaultClientFresh
 	}
+	if want.ClientAsks == 0 {
+		want.ClientAsks = DefaultClientAsks
+	}
 	if want.OnFailure != policy.Direct {
 		want.OnFailure = policy.Block
 	}
@@ -184,6 +211,10 @@ func (d *Datapath) build(want Desired) (*generation, error) {
 	}
 	g, err := newGeneration(number, want, &d.state.maps)
 	if err != nil {
+		return nil, fmt.Errorf("building generation %d: %w", number, err)
+	}
+	if err := d.learning.follow(g); err != nil {
+		g.Close()
 		return nil, fmt.Errorf("building generation %d: %w", number, err)
 	}
 	return g, nil
@@ -202,7 +233,10 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	if err != nil {
 		return err
 	}
-	if err := d.state.setSockets(want.Sockets); err != nil {
+	if err := d.state.setResolvers(want.Resolvers); err != nil {
+		return err
+	}
+	if err := d.state.setSockets(want.Sockets, want.DNS); err != nil {
 		return err
 	}
 	pins, err := d.state.repin()
@@ -235,6 +269,7 @@ func (d *Datapath) install(next *generation, want Desired) error {
 func (d *Datapath) commit(next *generation) {
 	if d.generation != nil {
 		d.history.add(d.generation)
+		d.learning.unfollow(d.generation)
 		d.generation.Close()
 	}
 	d.generation = next
@@ -270,12 +305,18 @@ func (d *Datapath) Generation() uint32 {
 	return d.generation.number
 }
 
+// Answer is what the program in force says.
+type Answer struct {
+	policy.Decision
+	Doubtful bool // the flow's one true name might lead it to another outbound
+}
+
 // Query asks the program in force what it decides on a flow with these facts.
-func (d *Datapath) Query(f policy.Flow) (policy.Decision, error) {
-	d.mu.Lock() // a new set of names adds a row
-	defer d.mu.Unlock()
+func (d *Datapath) Query(f policy.Flow) (Answer, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
 	if d.generation == nil {
-		return policy.Decision{}, errors.New("asking the kernel: no policy is in force")
+		return Answer{}, errors.New("asking the kernel: no policy is in force")
 	}
 	return d.generation.query(f)
 }
@@ -309,6 +350,7 @@ func (d *Datapath) closeGeneration() error {
 	if d.generation == nil {
 		return nil
 	}
+	d.learning.unfollow(d.generation)
 	err := d.generation.Close()
 	d.generation = nil
 	return err
@@ -317,7 +359,9 @@ func (d *Datapath) closeGeneration() error {
 // serves reports whether the generation is what want asks for, apart from what can be changed in place.
 func (g *generation) serves(want Desired) bool {
 	return g.desired.Policy == want.Policy && g.desired.OnFailure == want.OnFailure &&
-		g.desired.ClientFlows == want.ClientFlows && g.desired.ClientFresh == want.ClientFresh
+		g.desired.ClientFlows == want.ClientFlows && g.desired.ClientFresh == want.ClientFresh &&
+		g.desired.ClientAsks == want.ClientAsks && g.desired.Sniff == want.Sniff &&
+		g.desired.interceptsDNS() == want.interceptsDNS()
 }
 
 // ruleNames are what people call the rules, by index.

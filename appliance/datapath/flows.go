@@ -20,7 +20,7 @@ type Flow struct {
 	Protocol    string         `json:"protocol"` // tcp, udp, or the IP protocol's number
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
-	Verdict     string         `json:"verdict"` // direct, proxy, block, dns
+	Verdict     string         `json:"verdict"` // direct, proxy, block, sniff
 	Outbound    string         `json:"outbound,omitempty"`
 	Rule        string         `json:"rule"` // its name, or #index, or "default"
 	Generation  uint32         `json:"generation"`
@@ -120,7 +120,7 @@ func (d *Datapath) describe(k gatewayFlowKey, v gatewayFlow, now uint64) Flow {
 		Age:         d.generation.clock.since(now, v.FirstSeen),
 		Idle:        d.generation.clock.since(now, v.LastSeen),
 	}
-	if v.Verdict == uint8(gatewayVerdictVERDICT_PROXY) {
+	if isProxied(v) {
 		f.Outbound = d.outboundName(v.Outbound)
 	}
 	if v.ClientMac != [6]byte{} {
@@ -169,18 +169,12 @@ func (d *Datapath) ProxiedTo(network policy.Network, client, destination netip.A
 		DestinationPort: bigEndian(destination.Port()),
 		Protocol:        uint8(network),
 	}
-	var flow gatewayFlow
-	for _, table := range d.state.flowTables() {
-		if table.Lookup(key, &flow) != nil {
-			continue
-		}
-		if flow.Verdict != uint8(gatewayVerdictVERDICT_PROXY) {
-			return "", false
-		}
-		outbound, ok = (*d.outbounds.Load())[flow.Outbound]
-		return outbound, ok
+	flow, ok := d.state.flow(key)
+	if !ok || flow.Verdict != uint8(gatewayVerdictVERDICT_PROXY) {
+		return "", false
 	}
-	return "", false
+	outbound, ok = (*d.outbounds.Load())[flow.Outbound]
+	return outbound, ok
 }
 
 // clientOf is the key of the clients map that the programs count this flow under.
@@ -194,7 +188,7 @@ func clientOf(k gatewayFlowKey, v gatewayFlow) gatewayClientKey {
 	}
 	c.W = k.Source.W
 	if !k.Source.addr().Is4() {
-		c.W[2], c.W[3] = 0, 0
+		c.W[2], c.W[3] = 0, 1
 	}
 	return c
 }

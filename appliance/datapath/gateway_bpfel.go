@@ -27,6 +27,13 @@ type gatewayAddress struct {
 	W [4]uint32
 }
 
+type gatewayAsker struct {
+	_         structs.HostLayout
+	Mac       [6]uint8
+	Pad       [2]uint8
+	Interface uint32
+}
+
 type gatewayBits struct {
 	_ structs.HostLayout
 	W [16]uint64
@@ -40,10 +47,12 @@ const (
 )
 
 type gatewayClient struct {
-	_      structs.HostLayout
-	Flows  uint32
-	Fresh  uint32
-	Second uint64
+	_         structs.HostLayout
+	Flows     uint32
+	Fresh     uint32
+	Second    uint64
+	Questions uint32
+	Pad       uint32
 }
 
 type gatewayClientKey struct {
@@ -52,12 +61,12 @@ type gatewayClientKey struct {
 }
 
 type gatewayDecision struct {
-	_      structs.HostLayout
-	Action gatewayAction
-	Rule   uint32
-	Reason uint32
-	Pad    uint32
-	Now    uint64
+	_        structs.HostLayout
+	Action   gatewayAction
+	Rule     uint32
+	Reason   uint32
+	Doubtful uint32
+	Now      uint64
 }
 
 type gatewayFacts struct {
@@ -73,8 +82,9 @@ type gatewayFacts struct {
 	Interface       uint32
 	Mac             [6]uint8
 	Pad2            [2]uint8
-	NameClass       uint32
+	Name            gatewayName
 	ProcessClass    uint32
+	Pad3            uint32
 }
 
 type gatewayFailurePolicy uint32
@@ -100,7 +110,8 @@ type gatewayFlow struct {
 	State      uint8
 	Reject     uint8
 	ClientMac  [6]uint8
-	Pad        [5]uint8
+	Dscp       uint8
+	Pad        [4]uint8
 }
 
 type gatewayFlowKey struct {
@@ -138,6 +149,11 @@ type gatewayFragmentKey struct {
 	Pad         [3]uint8
 }
 
+type gatewayLessons struct {
+	_    structs.HostLayout
+	Text [1024]uint8
+}
+
 type gatewayMark uint32
 
 const (
@@ -148,6 +164,26 @@ const (
 	gatewayMarkMARK_REJECT  gatewayMark = 134217728
 	gatewayMarkMARK_MASK    gatewayMark = 251658240
 )
+
+type gatewayName struct {
+	_     structs.HostLayout
+	Class uint32
+	Flags uint32
+}
+
+type gatewayNameFlag uint32
+
+const (
+	gatewayNameFlagNAME_CERTAIN gatewayNameFlag = 0
+	gatewayNameFlagNAME_ONE_OF  gatewayNameFlag = 1
+	gatewayNameFlagNAME_ANY     gatewayNameFlag = 2
+)
+
+type gatewayNameKey struct {
+	_       structs.HostLayout
+	Client  gatewayClientKey
+	Address gatewayAddress
+}
 
 type gatewayPortClasses struct {
 	_     structs.HostLayout
@@ -187,10 +223,31 @@ const (
 	gatewayReasonREASON_NO_LISTENER       gatewayReason = 7
 	gatewayReasonREASON_NOT_PROXYABLE     gatewayReason = 8
 	gatewayReasonREASON_CLIENT_RATE       gatewayReason = 9
-	gatewayReasonREASON_ASSIGN_FAILED     gatewayReason = 10
-	gatewayReasonREASON_POLICY_MISSING    gatewayReason = 11
-	gatewayReasonREASON_REDIRECT          gatewayReason = 12
-	gatewayReasonREASON_COUNT             gatewayReason = 13
+	gatewayReasonREASON_DNS_RATE          gatewayReason = 10
+	gatewayReasonREASON_ASSIGN_FAILED     gatewayReason = 11
+	gatewayReasonREASON_POLICY_MISSING    gatewayReason = 12
+	gatewayReasonREASON_REDIRECT          gatewayReason = 13
+	gatewayReasonREASON_COUNT             gatewayReason = 14
+)
+
+type gatewaySettlement struct {
+	_          structs.HostLayout
+	Key        gatewayFlowKey
+	Mark       uint32
+	Outbound   uint32
+	Generation uint32
+	Rule       uint16
+	Verdict    uint8
+	Reject     uint8
+}
+
+type gatewaySniffMode uint32
+
+const (
+	gatewaySniffModeSNIFF_INVALID   gatewaySniffMode = 0
+	gatewaySniffModeSNIFF_OFF       gatewaySniffMode = 1
+	gatewaySniffModeSNIFF_AMBIGUOUS gatewaySniffMode = 2
+	gatewaySniffModeSNIFF_UNKNOWN   gatewaySniffMode = 3
 )
 
 type gatewaySocketSlot uint32
@@ -217,6 +274,7 @@ const (
 	gatewayVerdictVERDICT_BLOCK   gatewayVerdict = 3
 	gatewayVerdictVERDICT_DNS     gatewayVerdict = 4
 	gatewayVerdictVERDICT_PASS    gatewayVerdict = 5
+	gatewayVerdictVERDICT_SNIFF   gatewayVerdict = 6
 )
 
 // Names of all BPF objects in the ELF.
@@ -224,6 +282,9 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	gatewayMapActions             = "actions"
+	gatewayMapAlike               = "alike"
+	gatewayMapAskers              = "askers"
+	gatewayMapCertainBits         = "certain_bits"
 	gatewayMapClients             = "clients"
 	gatewayMapCrowdFlows          = "crowd_flows"
 	gatewayMapDestination4        = "destination4"
@@ -239,12 +300,15 @@ const (
 	gatewayMapInterfaceBits       = "interface_bits"
 	gatewayMapInterfaces          = "interfaces"
 	gatewayMapLastGeneration      = "last_generation"
+	gatewayMapLearned             = "learned"
 	gatewayMapMacBits             = "mac_bits"
 	gatewayMapMacs                = "macs"
 	gatewayMapNameBits            = "name_bits"
+	gatewayMapNames               = "names"
 	gatewayMapOwnAddresses        = "own_addresses"
 	gatewayMapProcessBits         = "process_bits"
 	gatewayMapPublished           = "published"
+	gatewayMapResolvers           = "resolvers"
 	gatewayMapRuleFlows           = "rule_flows"
 	gatewayMapSockets             = "sockets"
 	gatewayMapSource4             = "source4"
@@ -257,18 +321,22 @@ const (
 	gatewayProgNoRedirects        = "no_redirects"
 	gatewayProgPolicyQuery        = "policy_query"
 	gatewayProgProxyLookup        = "proxy_lookup"
+	gatewayProgSettle             = "settle"
 	gatewayVarAbi                 = "abi"
 	gatewayVarClientFlows         = "client_flows"
 	gatewayVarClientFresh         = "client_fresh"
+	gatewayVarClientQuestions     = "client_questions"
 	gatewayVarGeneration          = "generation"
 	gatewayVarHeaderClass         = "header_class"
 	gatewayVarInterceptDns        = "intercept_dns"
 	gatewayVarOnFailure           = "on_failure"
 	gatewayVarRuleWords           = "rule_words"
+	gatewayVarSniff               = "sniff"
 	gatewayVarUsesDestination     = "uses_destination"
 	gatewayVarUsesDestinationPort = "uses_destination_port"
 	gatewayVarUsesInterface       = "uses_interface"
 	gatewayVarUsesMac             = "uses_mac"
+	gatewayVarUsesName            = "uses_name"
 	gatewayVarUsesSource          = "uses_source"
 	gatewayVarUsesSourcePort      = "uses_source_port"
 )
@@ -320,6 +388,7 @@ type gatewayProgramSpecs struct {
 	NoRedirects *ebpf.ProgramSpec `ebpf:"no_redirects"`
 	PolicyQuery *ebpf.ProgramSpec `ebpf:"policy_query"`
 	ProxyLookup *ebpf.ProgramSpec `ebpf:"proxy_lookup"`
+	Settle      *ebpf.ProgramSpec `ebpf:"settle"`
 }
 
 // gatewayMapSpecs contains maps before they are loaded into the kernel.
@@ -327,6 +396,9 @@ type gatewayProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gatewayMapSpecs struct {
 	Actions             *ebpf.MapSpec `ebpf:"actions"`
+	Alike               *ebpf.MapSpec `ebpf:"alike"`
+	Askers              *ebpf.MapSpec `ebpf:"askers"`
+	CertainBits         *ebpf.MapSpec `ebpf:"certain_bits"`
 	Clients             *ebpf.MapSpec `ebpf:"clients"`
 	CrowdFlows          *ebpf.MapSpec `ebpf:"crowd_flows"`
 	Destination4        *ebpf.MapSpec `ebpf:"destination4"`
@@ -342,12 +414,15 @@ type gatewayMapSpecs struct {
 	InterfaceBits       *ebpf.MapSpec `ebpf:"interface_bits"`
 	Interfaces          *ebpf.MapSpec `ebpf:"interfaces"`
 	LastGeneration      *ebpf.MapSpec `ebpf:"last_generation"`
+	Learned             *ebpf.MapSpec `ebpf:"learned"`
 	MacBits             *ebpf.MapSpec `ebpf:"mac_bits"`
 	Macs                *ebpf.MapSpec `ebpf:"macs"`
 	NameBits            *ebpf.MapSpec `ebpf:"name_bits"`
+	Names               *ebpf.MapSpec `ebpf:"names"`
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
 	ProcessBits         *ebpf.MapSpec `ebpf:"process_bits"`
 	Published           *ebpf.MapSpec `ebpf:"published"`
+	Resolvers           *ebpf.MapSpec `ebpf:"resolvers"`
 	RuleFlows           *ebpf.MapSpec `ebpf:"rule_flows"`
 	Sockets             *ebpf.MapSpec `ebpf:"sockets"`
 	Source4             *ebpf.MapSpec `ebpf:"source4"`
@@ -364,15 +439,18 @@ type gatewayVariableSpecs struct {
 	Abi                 *ebpf.VariableSpec `ebpf:"abi"`
 	ClientFlows         *ebpf.VariableSpec `ebpf:"client_flows"`
 	ClientFresh         *ebpf.VariableSpec `ebpf:"client_fresh"`
+	ClientQuestions     *ebpf.VariableSpec `ebpf:"client_questions"`
 	Generation          *ebpf.VariableSpec `ebpf:"generation"`
 	HeaderClass         *ebpf.VariableSpec `ebpf:"header_class"`
 	InterceptDns        *ebpf.VariableSpec `ebpf:"intercept_dns"`
 	OnFailure           *ebpf.VariableSpec `ebpf:"on_failure"`
 	RuleWords           *ebpf.VariableSpec `ebpf:"rule_words"`
+	Sniff               *ebpf.VariableSpec `ebpf:"sniff"`
 	UsesDestination     *ebpf.VariableSpec `ebpf:"uses_destination"`
 	UsesDestinationPort *ebpf.VariableSpec `ebpf:"uses_destination_port"`
 	UsesInterface       *ebpf.VariableSpec `ebpf:"uses_interface"`
 	UsesMac             *ebpf.VariableSpec `ebpf:"uses_mac"`
+	UsesName            *ebpf.VariableSpec `ebpf:"uses_name"`
 	UsesSource          *ebpf.VariableSpec `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.VariableSpec `ebpf:"uses_source_port"`
 }
@@ -398,6 +476,9 @@ func (o *gatewayObjects) Close() error {
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatewayMaps struct {
 	Actions             *ebpf.Map `ebpf:"actions"`
+	Alike               *ebpf.Map `ebpf:"alike"`
+	Askers              *ebpf.Map `ebpf:"askers"`
+	CertainBits         *ebpf.Map `ebpf:"certain_bits"`
 	Clients             *ebpf.Map `ebpf:"clients"`
 	CrowdFlows          *ebpf.Map `ebpf:"crowd_flows"`
 	Destination4        *ebpf.Map `ebpf:"destination4"`
@@ -413,12 +494,15 @@ type gatewayMaps struct {
 	InterfaceBits       *ebpf.Map `ebpf:"interface_bits"`
 	Interfaces          *ebpf.Map `ebpf:"interfaces"`
 	LastGeneration      *ebpf.Map `ebpf:"last_generation"`
+	Learned             *ebpf.Map `ebpf:"learned"`
 	MacBits             *ebpf.Map `ebpf:"mac_bits"`
 	Macs                *ebpf.Map `ebpf:"macs"`
 	NameBits            *ebpf.Map `ebpf:"name_bits"`
+	Names               *ebpf.Map `ebpf:"names"`
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
 	ProcessBits         *ebpf.Map `ebpf:"process_bits"`
 	Published           *ebpf.Map `ebpf:"published"`
+	Resolvers           *ebpf.Map `ebpf:"resolvers"`
 	RuleFlows           *ebpf.Map `ebpf:"rule_flows"`
 	Sockets             *ebpf.Map `ebpf:"sockets"`
 	Source4             *ebpf.Map `ebpf:"source4"`
@@ -431,6 +515,9 @@ type gatewayMaps struct {
 func (m *gatewayMaps) Close() error {
 	return _GatewayClose(
 		m.Actions,
+		m.Alike,
+		m.Askers,
+		m.CertainBits,
 		m.Clients,
 		m.CrowdFlows,
 		m.Destination4,
@@ -446,12 +533,15 @@ func (m *gatewayMaps) Close() error {
 		m.InterfaceBits,
 		m.Interfaces,
 		m.LastGeneration,
+		m.Learned,
 		m.MacBits,
 		m.Macs,
 		m.NameBits,
+		m.Names,
 		m.OwnAddresses,
 		m.ProcessBits,
 		m.Published,
+		m.Resolvers,
 		m.RuleFlows,
 		m.Sockets,
 		m.Source4,
@@ -469,15 +559,18 @@ type gatewayVariables struct {
 	Abi                 *ebpf.Variable `ebpf:"abi"`
 	ClientFlows         *ebpf.Variable `ebpf:"client_flows"`
 	ClientFresh         *ebpf.Variable `ebpf:"client_fresh"`
+	ClientQuestions     *ebpf.Variable `ebpf:"client_questions"`
 	Generation          *ebpf.Variable `ebpf:"generation"`
 	HeaderClass         *ebpf.Variable `ebpf:"header_class"`
 	InterceptDns        *ebpf.Variable `ebpf:"intercept_dns"`
 	OnFailure           *ebpf.Variable `ebpf:"on_failure"`
 	RuleWords           *ebpf.Variable `ebpf:"rule_words"`
+	Sniff               *ebpf.Variable `ebpf:"sniff"`
 	UsesDestination     *ebpf.Variable `ebpf:"uses_destination"`
 	UsesDestinationPort *ebpf.Variable `ebpf:"uses_destination_port"`
 	UsesInterface       *ebpf.Variable `ebpf:"uses_interface"`
 	UsesMac             *ebpf.Variable `ebpf:"uses_mac"`
+	UsesName            *ebpf.Variable `ebpf:"uses_name"`
 	UsesSource          *ebpf.Variable `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.Variable `ebpf:"uses_source_port"`
 }
@@ -491,6 +584,7 @@ type gatewayPrograms struct {
 	NoRedirects *ebpf.Program `ebpf:"no_redirects"`
 	PolicyQuery *ebpf.Program `ebpf:"policy_query"`
 	ProxyLookup *ebpf.Program `ebpf:"proxy_lookup"`
+	Settle      *ebpf.Program `ebpf:"settle"`
 }
 
 func (p *gatewayPrograms) Close() error {
@@ -500,6 +594,7 @@ func (p *gatewayPrograms) Close() error {
 		p.NoRedirects,
 		p.PolicyQuery,
 		p.ProxyLookup,
+		p.Settle,
 	)
 }
 

@@ -20,12 +20,10 @@ type generation struct {
 	objects gatewayObjects
 	clock   clock
 
-	nameClasses map[policy.Bits]policy.Class // rows of name_bits that Query has filled
-	interfaces  map[string]uint32            // name → index, as the interfaces map has them
+	usesNames  bool // some rule does
+	names      *nameClasses
+	interfaces map[string]uint32 // name → index, as the interfaces map has them
 }
-
-// Rows of name_bits beyond the two fixed ones: distinct sets of rules that sets of names permit.
-const maxNameClasses = 4096
 
 // LAN interfaces, beyond those that rules name.
 const maxInterfaces = 256
@@ -38,14 +36,16 @@ func newGeneration(number uint32, want Desired, shared *gatewayMaps) (*generatio
 		return nil, err
 	}
 	g := &generation{
-		number:      number,
-		desired:     want,
-		tables:      tables,
-		nameClasses: map[policy.Bits]policy.Class{},
+		number:  number,
+		desired: want,
+		tables:  tables,
+
+		usesNames: lookAtNames(tables),
 	}
 	if err := g.load(shared); err != nil {
 		return nil, err
 	}
+	g.names = newNameClasses(&tables.Name, g.objects.NameBits, g.objects.CertainBits)
 	if err := errors.Join(g.fill(), g.setInterfaces(want.Interfaces)); err != nil {
 		g.Close()
 		return nil, err
@@ -102,6 +102,10 @@ func (g *generation) setConstants(spec *ebpf.CollectionSpec) error {
 		s.OnFailure.Set(uint8(onFailure)),
 		s.ClientFlows.Set(g.desired.ClientFlows),
 		s.ClientFresh.Set(g.desired.ClientFresh),
+		s.ClientQuestions.Set(g.desired.ClientAsks),
+		s.InterceptDns.Set(boolByte(g.desired.interceptsDNS())),
+		s.Sniff.Set(uint8(g.sniffMode())),
+		s.UsesName.Set(boolByte(g.usesNames)),
 		s.RuleWords.Set(uint32(t.Words)),
 		s.HeaderClass.Set(t.Header.Class),
 		s.UsesDestination.Set(uses(t.Destination.Bits)),
@@ -111,6 +115,16 @@ func (g *generation) setConstants(spec *ebpf.CollectionSpec) error {
 		s.UsesMac.Set(uses(t.MAC.Bits)),
 		s.UsesInterface.Set(uses(t.Interface.Bits)),
 	)
+}
+
+func (g *generation) sniffMode() gatewaySniffMode {
+	switch g.desired.Sniff {
+	case SniffAmbiguous:
+		return gatewaySniffModeSNIFF_AMBIGUOUS
+	case SniffUnknown:
+		return gatewaySniffModeSNIFF_UNKNOWN
+	}
+	return gatewaySniffModeSNIFF_OFF
 }
 
 // uses reports whether the dimension tells any flows apart: then some class differs from another.
@@ -143,7 +157,10 @@ func (g *generation) setSizes(spec *ebpf.CollectionSpec) error {
 		gatewayMapMacBits:             len(t.MAC.Bits),
 		gatewayMapInterfaceBits:       len(t.Interface.Bits),
 		gatewayMapProcessBits:         len(t.Process.Bits),
-		gatewayMapNameBits:            g.nameRows(),
+		gatewayMapNameBits:            g.nameRows(2 + maxNameClasses),
+		gatewayMapCertainBits:         g.nameRows(2 + maxNameClasses),
+		gatewayMapNames:               g.nameRows(2 * maxPages),
+		gatewayMapAlike:               len(t.Rules),
 	} {
 		m, ok := spec.Maps[name]
 		if !ok {
@@ -154,17 +171,18 @@ func (g *generation) setSizes(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-func (g *generation) nameRows() int {
-	if g.tables.Name.Unknown == g.tables.Name.Other && !g.usesNames() {
+// nameRows is the size of a table of names: small where no rule looks at them.
+func (g *generation) nameRows(otherwise int) int {
+	if !g.usesNames {
 		return 2
 	}
-	return 2 + maxNameClasses
+	return otherwise
 }
 
-// usesNames reports whether any rule looks at names: those rules do not permit an unknown one.
-func (g *generation) usesNames() bool {
-	for i := range g.tables.Rules {
-		if g.tables.Name.Unknown[i/64]&(1<<(i%64)) == 0 {
+// lookAtNames reports whether any rule looks at names: those rules do not permit an unknown one.
+func lookAtNames(t *policy.Tables) bool {
+	for i := range t.Rules {
+		if t.Name.Unknown[i/64]&(1<<(i%64)) == 0 {
 			return true
 		}
 	}
@@ -189,8 +207,18 @@ func (g *generation) fill() error {
 		fillBits(m.InterfaceBits, t.Interface.Bits),
 		fillBits(m.ProcessBits, t.Process.Bits),
 		fillBits(m.NameBits, []policy.Bits{t.Name.Unknown, t.Name.Other}),
+		fillBits(m.CertainBits, []policy.Bits{t.Name.Unknown, t.Name.Other}),
+		fillBits(m.Alike, g.alike()),
 		g.fillActions(),
 	)
+}
+
+func (g *generation) alike() []policy.Bits {
+	rows := make([]policy.Bits, len(g.tables.Rules))
+	for i := range rows {
+		rows[i] = g.tables.Alike(i)
+	}
+	return rows
 }
 
 // ofFamily yields the prefixes of one family as map keys.

@@ -6,7 +6,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -32,11 +34,13 @@ func proofCases(t *testing.T) int {
 func TestPolicyProof(t *testing.T) {
 	d := opened(t)
 	const flowsPerPolicy = 1000
-	cases, packets, v6 := 0, 0, 0
+	cases, v6 := 0, 0
+	var packets packetCases
 	for seed := uint64(1); cases < proofCases(t); seed++ {
 		r := rand.New(rand.NewPCG(seed, 1))
 		p := policy.Random(r)
-		apply(t, d, Desired{Policy: p})
+		sniff := []Sniff{SniffOff, SniffAmbiguous, SniffUnknown}[seed%3]
+		apply(t, d, Desired{Policy: p, Sniff: sniff})
 		for range flowsPerPolicy {
 			f := p.RandomFlow(r)
 			if err := d.prove(t, p, f); err != nil {
@@ -46,14 +50,13 @@ func TestPolicyProof(t *testing.T) {
 			if f.Destination.Addr().Is6() {
 				v6++
 			}
-			if d.provePacket(t, p, f) {
-				packets++
-			}
+			d.provePacket(t, p, f, sniff, &packets)
 		}
 	}
-	t.Logf("%d cases (%d IPv6), %d of them by packets as well, 0 mismatches", cases, v6, packets)
-	if packets < cases/3 || v6 < cases/10 {
-		t.Errorf("the generator no longer reaches packets or IPv6: %d, %d of %d", packets, v6, cases)
+	t.Logf("%d cases (%d IPv6), %d of them by packets as well (%d with names, %d of those from others; %d to be sniffed), 0 mismatches",
+		cases, v6, packets.all, packets.named, packets.others, packets.sniffed)
+	if packets.all < cases/3 || packets.named < cases/20 || packets.others < cases/100 || packets.sniffed < cases/100 || v6 < cases/10 {
+		t.Errorf("the generator no longer reaches all: %+v, %d IPv6 of %d", packets, v6, cases)
 	}
 }
 
@@ -108,15 +111,19 @@ func (d *Datapath) prove(t *testing.T, p *policy.Policy, f policy.Flow) error {
 	if err != nil {
 		return fmt.Errorf("%w, on %+v", err, f)
 	}
-	kernel.Ambiguous = want.Ambiguous // one name at a time is the program's business; of several, user space's
-	if want != tables || want != kernel {
+	kernel.Ambiguous = want.Ambiguous // the program's word for it is doubt
+	if doubtful := d.generation.tables.Doubtful(f); want != tables || want != kernel.Decision || kernel.Doubtful != doubtful {
 		return fmt.Errorf("specification %+v, tables %+v, kernel %+v, on %+v", want, tables, kernel, f)
 	}
 	return nil
 }
 
-// provePacket sends the flow's first packet, where a packet can have these facts.
-func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow) bool {
+// packetCases counts what packets have proved.
+type packetCases struct{ all, named, others, sniffed int }
+
+// provePacket sends the flow's first packet, where a packet can have these facts, after its client, or in every
+// second case somebody else, has learned the names.
+func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sniff Sniff, cases *packetCases) {
 	t.Helper()
 	routable := func(a byte, v6 bool) bool {
 		return v6 && a != 0xff && a != 0xfe || !v6 && a != 0 && a < 224 && a != 169
@@ -131,14 +138,45 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow) bo
 	sb, sv6 := first(f, false)
 	db, dv6 := first(f, true)
 	if sv6 != dv6 || !routable(sb, sv6) || !routable(db, dv6) {
-		return false
+		return
 	}
-	f.Names, f.Process, f.Interface = nil, "", "" // no packet carries them; a test run arrives by lo
+	f.Names = slices.DeleteFunc(slices.Clone(f.Names), func(name string) bool { return strings.Trim(name, ".") == "" })
+	f.Process, f.Interface = "", "" // no packet carries them; a test run arrives by lo
 	seen := f
 	seen.Interface = "lo"
 	want := p.Match(seen)
 	pkt := packetOf(f)
+	sniffable := f.Network == policy.TCP
+	if f.Network == policy.UDP && cases.all%2 == 0 {
+		pkt.payload, sniffable = append([]byte{0xc3}, make([]byte, 1199)...), true
+	}
+	pupil := clientOf(gatewayFlowKey{Source: addressOf(f.Source.Addr())}, gatewayFlow{ClientMac: f.SourceMAC})
+	if len(f.Names) > 0 && cases.named%2 == 0 {
+		pupil = gatewayClientKey{W: [4]uint32{1, 2}} // nobody's MAC
+		cases.others++
+	}
+	taught := gatewayNameKey{Client: pupil, Address: addressOf(f.Destination.Addr())}
+	for _, name := range f.Names {
+		err := d.learning.learn(taught, lesson{names: []string{name}, source: FromDNS, expires: 1 << 60})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	d.run(t, pkt.bytes())
+	verdict := gatewayVerdict(want.Verdict)
+	doubtful := d.generation.tables.Doubtful(seen) && (len(f.Names) > 0 || sniff == SniffUnknown)
+	if doubtful && sniffable && sniff != SniffOff {
+		verdict = gatewayVerdictVERDICT_SNIFF
+		cases.sniffed++
+	}
+	if len(f.Names) > 0 {
+		cases.named++
+		d.learning.book.forget(d.learning.book.page(taught))
+		if err := d.learning.publish(taught); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cases.all++
 	got, ok := d.flow(t, f, pkt.protocol)
 	if !ok {
 		t.Fatalf("no entry for the packet of %+v", f)
@@ -147,11 +185,10 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow) bo
 	if wantRule < 0 {
 		wantRule = ruleDefault
 	}
-	if int(got.Rule) != wantRule || policy.Verdict(got.Verdict) != want.Verdict || got.Outbound != policy.OutboundID(want.Outbound) {
-		t.Fatalf("the packet of %+v: verdict %d by rule %d, want %+v", seen, got.Verdict, got.Rule, want)
+	if int(got.Rule) != wantRule || gatewayVerdict(got.Verdict) != verdict || got.Outbound != policy.OutboundID(want.Outbound) {
+		t.Fatalf("the packet of %+v: verdict %d by rule %d, want %d, %+v", seen, got.Verdict, got.Rule, verdict, want)
 	}
 	d.forget(t, f, pkt.protocol)
-	return true
 }
 
 func (d *Datapath) forget(t *testing.T, f policy.Flow, protocol uint8) {

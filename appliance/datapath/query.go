@@ -6,24 +6,27 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 
 	"sidegate/appliance/policy"
 )
 
 // query runs policy_query: the very code that decides packets, on facts instead of a packet.
-func (g *generation) query(f policy.Flow) (policy.Decision, error) {
+func (g *generation) query(f policy.Flow) (Answer, error) {
 	facts, err := g.facts(f)
 	if err != nil {
-		return policy.Decision{}, err
+		return Answer{}, err
 	}
 	d, err := g.ask(facts)
 	if err != nil {
-		return policy.Decision{}, err
+		return Answer{}, err
 	}
 	if d.Reason != 0 {
-		return policy.Decision{}, fmt.Errorf("asking the kernel: %s", reasonText(d.Reason))
+		return Answer{}, fmt.Errorf("asking the kernel: %s", reasonText(d.Reason))
 	}
-	return g.decision(d)
+	decision, err := g.decision(d)
+	return Answer{decision, d.Doubtful != 0}, err
 }
 
 // now is the time by which flows' times are read.
@@ -70,7 +73,7 @@ func (g *generation) decision(d gatewayDecision) (policy.Decision, error) {
 
 // facts are the flow as the kernel sees it; what only user space knows is already a class.
 func (g *generation) facts(f policy.Flow) (gatewayFacts, error) {
-	name, err := g.nameClass(f.Names)
+	name, err := g.nameOf(f.Names)
 	if err != nil {
 		return gatewayFacts{}, err
 	}
@@ -82,7 +85,7 @@ func (g *generation) facts(f policy.Flow) (gatewayFacts, error) {
 		Dscp:            f.DSCP,
 		Mac:             f.SourceMAC,
 		Ipv6:            boolByte(!f.Destination.Addr().Unmap().Is4()),
-		NameClass:       name,
+		Name:            name,
 	}
 	switch f.Network {
 	case policy.TCP:
@@ -103,30 +106,16 @@ func (g *generation) facts(f policy.Flow) (gatewayFacts, error) {
 	return facts, nil
 }
 
-// nameClass finds or makes the row of a set of names.
-func (g *generation) nameClass(names []string) (policy.Class, error) {
-	if len(names) == 0 {
-		return policy.ClassUnknown, nil
+// nameOf is what the programs would find for these names, whoever sniffs.
+func (g *generation) nameOf(names []string) (gatewayName, error) {
+	if !slices.ContainsFunc(names, func(name string) bool { return strings.Trim(name, ".") != "" }) {
+		return gatewayName{Flags: uint32(gatewayNameFlagNAME_ANY)}, nil
 	}
-	row := g.tables.Name.Bits(names)
-	switch row {
-	case g.tables.Name.Unknown:
-		return policy.ClassUnknown, nil
-	case g.tables.Name.Other:
-		return policy.ClassOther, nil
+	name, ok, err := g.names.of(names)
+	if err == nil && !ok {
+		err = fmt.Errorf("names lead to more than %d different sets of rules", maxNameClasses)
 	}
-	if class, ok := g.nameClasses[row]; ok {
-		return class, nil
-	}
-	if len(g.nameClasses) == maxNameClasses {
-		return 0, fmt.Errorf("names lead to more than %d different sets of rules", maxNameClasses)
-	}
-	class := policy.Class(2 + len(g.nameClasses))
-	if err := g.objects.NameBits.Put(class, gatewayBits{W: row}); err != nil {
-		return 0, fmt.Errorf("adding a class of names: %w", err)
-	}
-	g.nameClasses[row] = class
-	return class, nil
+	return name, err
 }
 
 // Flows that a new generation is asked about before any packet is.
@@ -143,7 +132,10 @@ func (g *generation) selfTest() error {
 			return fmt.Errorf("self-test: %w", err)
 		}
 		if got.Verdict != want.Verdict || got.Rule != want.Rule || got.Outbound != want.Outbound {
-			return errors.New("self-test: " + disagreement(f, got, want))
+			return errors.New("self-test: " + disagreement(f, got.Decision, want))
+		}
+		if doubtful := g.tables.Doubtful(f); got.Doubtful != doubtful {
+			return fmt.Errorf("self-test: the kernel's doubt is %t, the policy's %t, on %+v", got.Doubtful, doubtful, f)
 		}
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 
 // abiVersion is ABI_VERSION of bpf/types.h: the layout of what is pinned. Pins of another version are
 // never read; they are removed once the new ones serve.
-const abiVersion = 1
+const abiVersion = 2
 
 // state is what outlives a generation and the daemon: the maps that are declared pinned in bpf/maps.h.
 type state struct {
@@ -116,14 +116,17 @@ func (s *state) loadMaps() error {
 // pinned lists the fields of the maps that bpf/maps.h declares pinned, under their BPF names.
 func (m *gatewayMaps) pinned() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
+		gatewayMapAskers:         &m.Askers,
 		gatewayMapClients:        &m.Clients,
 		gatewayMapCrowdFlows:     &m.CrowdFlows,
 		gatewayMapDrops:          &m.Drops,
 		gatewayMapFlows:          &m.Flows,
 		gatewayMapFragments:      &m.Fragments,
 		gatewayMapLastGeneration: &m.LastGeneration,
+		gatewayMapLearned:        &m.Learned,
 		gatewayMapOwnAddresses:   &m.OwnAddresses,
 		gatewayMapPublished:      &m.Published,
+		gatewayMapResolvers:      &m.Resolvers,
 		gatewayMapSockets:        &m.Sockets,
 	}
 }
@@ -222,6 +225,15 @@ func (s *state) setOwnAddresses(addrs []netip.Addr) error {
 	return nil
 }
 
+// setResolvers names the DNS servers whose own questions are left alone.
+func (s *state) setResolvers(addrs []netip.Addr) error {
+	want := make(map[gatewayAddress]uint8, len(addrs))
+	for _, a := range addrs {
+		want[addressOf(a)] = 1
+	}
+	return replace(s.maps.Resolvers, want, "resolvers")
+}
+
 func (s *state) setPublished(services []Service) error {
 	want := make(map[gatewayPublishedKey]uint8, len(services))
 	for _, p := range services {
@@ -264,12 +276,16 @@ func replace[K comparable, V comparable](m *ebpf.Map, want map[K]V, what string)
 
 // setSockets gives the programs the listeners. The kernel removes a slot's entry with its socket; a socket that
 // is there already is left alone.
-func (s *state) setSockets(sockets Sockets) error {
+func (s *state) setSockets(proxy, dns Sockets) error {
 	for slot, conn := range map[gatewaySocketSlot]syscall.Conn{
-		gatewaySocketSlotSOCKET_PROXY_TCP4: sockets.TCP4,
-		gatewaySocketSlotSOCKET_PROXY_TCP6: sockets.TCP6,
-		gatewaySocketSlotSOCKET_PROXY_UDP4: sockets.UDP4,
-		gatewaySocketSlotSOCKET_PROXY_UDP6: sockets.UDP6,
+		gatewaySocketSlotSOCKET_PROXY_TCP4: proxy.TCP4,
+		gatewaySocketSlotSOCKET_PROXY_TCP6: proxy.TCP6,
+		gatewaySocketSlotSOCKET_PROXY_UDP4: proxy.UDP4,
+		gatewaySocketSlotSOCKET_PROXY_UDP6: proxy.UDP6,
+		gatewaySocketSlotSOCKET_DNS_TCP4:   dns.TCP4,
+		gatewaySocketSlotSOCKET_DNS_TCP6:   dns.TCP6,
+		gatewaySocketSlotSOCKET_DNS_UDP4:   dns.UDP4,
+		gatewaySocketSlotSOCKET_DNS_UDP6:   dns.UDP6,
 	} {
 		if conn == nil {
 			continue

@@ -45,7 +45,7 @@ func idleLimit(k gatewayFlowKey, v gatewayFlow) time.Duration {
 // isOpenProxiedTCP: the program calls a proxied connection established when it finds its socket for a packet with
 // data. One that has only shaken hands is open all the same.
 func isOpenProxiedTCP(k gatewayFlowKey, v gatewayFlow) bool {
-	return k.Protocol == unix.IPPROTO_TCP && v.Verdict == uint8(gatewayVerdictVERDICT_PROXY) &&
+	return k.Protocol == unix.IPPROTO_TCP && isProxied(v) &&
 		v.State == uint8(gatewayFlowStateFLOW_OPENING) && v.Packets > 1
 }
 
@@ -71,8 +71,11 @@ type agedFlow struct {
 }
 
 func (d *Datapath) sweep() error {
-	used, err := d.sweepState()
+	used, names, err := d.sweepState()
 	if err != nil {
+		return err
+	}
+	if err := d.learning.sweep(names); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -85,23 +88,24 @@ func (d *Datapath) sweep() error {
 	return nil
 }
 
-// sweepState returns the generations that live flows are of.
-func (d *Datapath) sweepState() (used map[uint32]bool, err error) {
+// sweepState returns the generations that live flows are of, and where they lead to.
+func (d *Datapath) sweepState() (used map[uint32]bool, names map[gatewayNameKey]bool, err error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.generation == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	now, err := d.generation.now()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return d.state.sweep(now, d.generation.clock)
 }
 
-// sweep is one round, at a time of the clock. It returns the generations that the flows it leaves are of.
-func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, err error) {
-	used = map[uint32]bool{}
+// sweep is one round, at a time of the clock. It returns the generations that the flows it leaves are of, and the
+// addresses that clients have such flows to.
+func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, names map[gatewayNameKey]bool, err error) {
+	used, names = map[uint32]bool{}, map[gatewayNameKey]bool{}
 	held := map[gatewayClientKey][]agedFlow{}
 	var over []gatewayFlowKey
 	err = eachFlow(s.maps.Flows, func(k gatewayFlowKey, v gatewayFlow) {
@@ -111,16 +115,17 @@ func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, err error) {
 		}
 		used[v.Generation] = true
 		client := clientOf(k, v)
+		names[gatewayNameKey{Client: client, Address: k.Destination}] = true
 		held[client] = append(held[client], agedFlow{k, v.LastSeen})
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	over = append(over, s.overfull(held)...)
 	if err := deleteFlows(s.maps.Flows, over); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return used, s.recount(held)
+	return used, names, s.recount(held)
 }
 
 // overfull chooses what to give up when the table is nearly full, whoever filled it: the least recently

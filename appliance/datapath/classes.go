@@ -1,0 +1,86 @@
+package datapath
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"sidegate/appliance/policy"
+)
+
+// Rows of name_bits beyond the two fixed ones: distinct effects of sets of names.
+const maxNameClasses = 8192
+
+// nameClasses are the rows that a generation has for sets of names, each made when the first such set is met.
+type nameClasses struct {
+	mu    sync.Mutex
+	table *policy.NameTable
+	any   *ebpf.Map // name_bits
+	each  *ebpf.Map // certain_bits
+	rows  map[[2]policy.Bits]policy.Class
+	next  policy.Class
+}
+
+func newNameClasses(t *policy.NameTable, any, each *ebpf.Map) *nameClasses {
+	return &nameClasses{table: t, any: any, each: each, next: policy.ClassOther + 1, rows: map[[2]policy.Bits]policy.Class{
+		{t.Unknown, t.Unknown}: policy.ClassUnknown,
+		{t.Other, t.Other}:     policy.ClassOther, // which may be the same row
+	}}
+}
+
+// of is what the programs know a set of names by; an empty one is unknown. It is not ok if there are more effects than
+// rows.
+func (c *nameClasses) of(names []string) (_ gatewayName, ok bool, err error) {
+	union, common := c.table.Bits(names), c.table.Common(names)
+	name := gatewayName{Flags: uint32(gatewayNameFlagNAME_CERTAIN)}
+	if union != common {
+		name.Flags = uint32(gatewayNameFlagNAME_ONE_OF)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	class, known := c.rows[[2]policy.Bits{union, common}]
+	if !known {
+		if class = c.next; class >= 2+maxNameClasses {
+			return gatewayName{}, false, nil
+		}
+		if err := c.each.Put(class, gatewayBits{W: common}); err != nil {
+			return name, false, fmt.Errorf("adding a class of names: %w", err)
+		}
+		if err := c.any.Put(class, gatewayBits{W: union}); err != nil {
+			return name, false, fmt.Errorf("adding a class of names: %w", err)
+		}
+		c.rows[[2]policy.Bits{union, common}] = class
+		c.next++
+	}
+	name.Class = class
+	return name, true, nil
+}
+
+// setNames tells the programs what is known of an address: for one client, and for all who know nothing of it.
+func (g *generation) setNames(key gatewayNameKey, b *book) error {
+	if !g.usesNames {
+		return nil
+	}
+	if err := g.setName(key, b.of(key)); err != nil {
+		return err
+	}
+	return g.setName(gatewayNameKey{Address: key.Address}, b.shared(key.Address))
+}
+
+func (g *generation) setName(key gatewayNameKey, k knowledge) error {
+	if len(k.names) == 0 && !k.open {
+		return remove(g.objects.Names, key)
+	}
+	name, ok, err := g.names.of(k.names)
+	if err != nil {
+		return err
+	}
+	if k.open || !ok {
+		name.Flags = uint32(gatewayNameFlagNAME_ANY)
+	}
+	if err := g.objects.Names.Put(key, name); err != nil {
+		return fmt.Errorf("writing the class of a name: %w", err)
+	}
+	return nil
+}
