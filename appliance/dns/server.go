@@ -3,8 +3,16 @@ package dns
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sync/errgroup"
 )
 
 // Sockets are what the datapath assigns packets to. The IPv6 ones are nil on a box without IPv6.
@@ -13,66 +21,294 @@ type Sockets struct {
 }
 
 // Server is the listener. Listen makes it, Use gives it a Resolver, Serve runs it.
-type Server struct{}
+type Server struct {
+	options  Options
+	log      *slog.Logger
+	clients  *clients
+	resolver atomic.Pointer[Resolver]
+	counters serverCounters
 
-// Listen opens the listening sockets, transparent and bound to addresses that only assigned packets and
-// this box reach: UDP to port 53 of 127.83.71.53 and of 100::5347:35 (in the discard-only prefix,
-// RFC 6666), because replies carry the port, and TCP to a free port of the loopback address. Nothing is
-// answered before Serve; from now on either Serve or Close must be called. It needs CAP_NET_ADMIN.
-func Listen(o Options) (*Server, error) { return nil, errors.ErrUnsupported }
+	udp     []*udpListener
+	tcp     *tcp
+	own     map[netip.Addr]bool // where our listeners are bound: nobody has business there
+	started atomic.Bool
+
+	ctx     context.Context // of Serve
+	work    sync.WaitGroup  // queries under way, and renewals
+	waiting atomic.Int64    // queries of UDP among them
+
+	retired struct {
+		mu        sync.Mutex
+		filtered  uint64
+		upstreams map[string]Upstream // figures of resolvers that were in use before
+	}
+}
+
+// Listen opens the listening sockets, transparent and bound to addresses that only assigned packets reach,
+// and this box: UDP to port 53 of 127.83.71.53 and of 100::5347:35, because replies carry the port, and TCP
+// to a free port of the loopback address. Nothing is answered before Serve; from now on either Serve or
+// Close must be called. It needs CAP_NET_ADMIN and CAP_NET_BIND_SERVICE.
+func Listen(o Options) (_ *Server, err error) {
+	if o.Learner == nil {
+		return nil, errors.New("opening the dns listeners: a learner is required")
+	}
+	o.setDefaults()
+	s := &Server{options: o, log: o.Log, clients: newClients(o), own: make(map[netip.Addr]bool)}
+	s.retired.upstreams = make(map[string]Upstream)
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	for _, f := range families {
+		l, err := listenUDP(s, f)
+		if f.missing(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("opening the dns listener for udp: %w", err)
+		}
+		s.udp = append(s.udp, l)
+		s.own[f.address] = true
+	}
+	if s.tcp, err = listenTCP(s); err != nil {
+		return nil, fmt.Errorf("opening the dns listener for tcp: %w", err)
+	}
+	return s, nil
+}
+
+func (o *Options) setDefaults() {
+	setDefault(&o.Limits.Queries, 250000)
+	setDefault(&o.Limits.Outstanding, 256)
+	setDefault(&o.Limits.Connections, 32)
+	if o.Allow == nil {
+		o.Allow = allowPrivate
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+}
 
 // Sockets returns the listening sockets. They live until Serve or Close returns.
-func (s *Server) Sockets() Sockets { return Sockets{} }
+func (s *Server) Sockets() Sockets {
+	var sockets Sockets
+	sockets.TCP4, sockets.TCP6 = s.tcp.sockets()
+	sockets.UDP4 = rawSocket(s.udp[0].fd)
+	if len(s.udp) > 1 {
+		sockets.UDP6 = rawSocket(s.udp[1].fd)
+	}
+	return sockets
+}
 
 // Use makes r answer from now on. Before the first Use the answer is SERVFAIL. The caller then closes the
 // one before, which waits for what it has under way.
-func (s *Server) Use(r *Resolver) {}
+func (s *Server) Use(r *Resolver) {
+	s.retired.mu.Lock()
+	defer s.retired.mu.Unlock()
+	if old := s.resolver.Swap(r); old != nil && old != r {
+		old.addTo(&s.retired.filtered, s.retired.upstreams)
+	}
+}
 
 // Serve answers until ctx ends, then closes every descriptor and waits for every goroutine and thread of
 // its own. It returns nil after ctx ended, and what failed otherwise. It can be called once.
-func (s *Server) Serve(ctx context.Context) error { return errors.ErrUnsupported }
+func (s *Server) Serve(ctx context.Context) error {
+	if s.started.Swap(true) {
+		return errors.New("serving dns: it has been served or closed before")
+	}
+	defer s.close()
+	g, ctx := errgroup.WithContext(ctx)
+	s.ctx = ctx
+	for _, l := range s.udp {
+		g.Go(l.run)
+	}
+	g.Go(func() error { return s.tcp.serve(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		for _, l := range s.udp {
+			l.stop()
+		}
+		return nil
+	})
+	err := g.Wait()
+	s.work.Wait()
+	if err != nil {
+		return fmt.Errorf("serving dns: %w", err)
+	}
+	return nil
+}
 
 // Close releases the sockets of a Server that is not going to be served. After Serve it does nothing.
-func (s *Server) Close() {}
-
-// Stats returns the counters.
-func (s *Server) Stats() Stats { return Stats{} }
-
-// Resolver answers questions as Settings say.
-type Resolver struct{}
-
-// NewResolver checks and compiles the settings. Its error has a line for each defect.
-func NewResolver(s Settings) (*Resolver, error) { return nil, errors.ErrUnsupported }
-
-// Lookup returns the addresses of a name, IPv4 first, for the gateway's own use: by the rules for a client
-// of which nothing is known, through the cache, and taught to nobody. A name without addresses is an error.
-func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
-	return nil, errors.ErrUnsupported
+func (s *Server) Close() {
+	if !s.started.Swap(true) {
+		s.close()
+	}
 }
 
-// Close ends the exchanges under way and waits for them. Questions that come later fail.
-func (r *Resolver) Close() {}
-
-// Stats is a snapshot. Its parts are read one after the other, not at one instant.
-type Stats struct {
-	Queries   uint64 // that came
-	Cached    uint64 // answered from the cache
-	Stale     uint64 // of those: past their end, because the upstream did not answer
-	Failed    uint64 // answered SERVFAIL
-	Truncated uint64 // too long for UDP: the client asks again by TCP
-	Taught    uint64 // calls of Learn
-	Filtered  uint64 // answers of which the rebinding filter took something
-
-	Connections int                 // TCP
-	Entries     int                 // in the cache
-	Upstreams   map[string]Upstream // by name
-	Dropped     map[Reason]uint64   // queries without an answer; has every reason
+func (s *Server) close() {
+	for _, l := range s.udp {
+		l.close()
+	}
+	if s.tcp != nil {
+		s.tcp.close()
+	}
 }
 
-// Upstream is what became of the questions to one upstream since the start.
-type Upstream struct {
-	Queries, Failures uint64
+// queryTime bounds everything about one query.
+const queryTime = 2 * time.Second
+
+// quick appends the answer to a query that needs nothing to be waited for. If done is false the query has
+// to go through respond; an answer of no bytes is silence.
+func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]byte, limit int, now int64) (_ []byte, done bool) {
+	r := s.resolver.Load()
+	if r == nil {
+		return b, false
+	}
+	v, reason := s.clients.known(client, r, now)
+	if reason != 0 {
+		s.counters.drop(reason, 1)
+		return b, true
+	}
+	if v == nil {
+		return b, false
+	}
+	if rcode == dns.RcodeSuccess {
+		rcode = q.refusal()
+	}
+	if rcode != dns.RcodeSuccess {
+		return q.appendBare(b, rcode, 0), true
+	}
+	*key = appendKey((*key)[:0], q.name(), q.qtype, q.do, q.flags&flagUnchecked != 0, v)
+	e, renew := r.cache.ready(*key, client, now)
+	if e == nil {
+		return b, false
+	}
+	if renew {
+		s.renew(r, q, v)
+	}
+	s.counters.cached.Add(1)
+	return s.appendEntry(b, q, e, e.left(now), limit), true
 }
 
-// Reason is why a query got no answer. The zero value is invalid.
-type Reason uint8
+// refusal is the rcode for what is not resolved, whatever the name.
+func (q *query) refusal() int {
+	switch {
+	case q.edns && q.version != 0:
+		return dns.RcodeBadVers
+	case q.class != dns.ClassINET:
+		return dns.RcodeRefused
+	case q.qtype == dns.TypeOPT || q.qtype >= 128 && q.qtype < 255 || q.qtype == 0:
+		return dns.RcodeRefused // meta types (RFC 6895 section 3.1): transfers and what is no question
+	}
+	return dns.RcodeSuccess
+}
+
+// renew has the answer to a query renewed.
+func (s *Server) renew(r *Resolver, q *query, v *view) {
+	a, err := newAsk(q.name(), q.qtype, q.do, q.flags&flagUnchecked != 0, v)
+	if err == nil {
+		s.work.Go(func() { r.renew(a) })
+	}
+}
+
+// respond answers a query, and waits for what it needs. An answer of no bytes is silence.
+func (s *Server) respond(ctx context.Context, packet []byte, client [16]byte, limit func(*query) int) []byte {
+	var q query
+	rcode, ok := q.parse(packet)
+	if !ok {
+		s.counters.drop(Malformed, 1)
+		return nil
+	}
+	r := s.resolver.Load()
+	if r == nil {
+		return s.servfail(nil, &q)
+	}
+	c, v, reason := s.clients.admit(client, r, monotonic())
+	if reason != 0 {
+		s.counters.drop(reason, 1)
+		return nil
+	}
+	defer s.clients.leave(c)
+	if rcode == dns.RcodeSuccess {
+		rcode = q.refusal()
+	}
+	if rcode != dns.RcodeSuccess {
+		return q.appendBare(nil, rcode, 0)
+	}
+	a, err := newAsk(q.name(), q.qtype, q.do, q.flags&flagUnchecked != 0, v)
+	if err != nil {
+		return q.appendBare(nil, dns.RcodeFormatError, 0)
+	}
+	if s.circular(r, a, client) {
+		return s.servfail(nil, &q)
+	}
+	ctx, cancel := context.WithTimeout(ctx, queryTime)
+	defer cancel()
+	e, cached, late, err := r.resolve(ctx, a)
+	if err != nil {
+		return s.servfail(nil, &q)
+	}
+	left := e.left(monotonic())
+	if late {
+		left = staleTTL
+		s.counters.stale.Add(1)
+	}
+	if cached {
+		s.counters.cached.Add(1)
+	}
+	if err := s.teach(ctx, r, e, client, left, late); err != nil {
+		s.log.Debug("answer withheld", "name", a.host, "client", netip.AddrFrom16(client).Unmap(), "error", err)
+		return s.servfail(nil, &q)
+	}
+	return s.appendEntry(nil, &q, e, left, limit(&q))
+}
+
+// circular reports that an upstream asks us what we are asking it: it is behind us, and its own questions
+// come here.
+func (s *Server) circular(r *Resolver, a *ask, client [16]byte) bool {
+	addr := netip.AddrFrom16(client).Unmap()
+	if !r.addresses[addr] || !r.inFlight(a.key) {
+		return false
+	}
+	if now, last := monotonic(), r.circles.Load(); (last == 0 || now-last > int64(warningInterval)) && r.circles.CompareAndSwap(last, now) {
+		s.log.Warn("dns upstream asks us in a circle: exempt it from the gateway", "upstream", addr, "name", a.host)
+	}
+	return true
+}
+
+// teach returns when the client may have the answer.
+func (s *Server) teach(ctx context.Context, r *Resolver, e *entry, client [16]byte, left uint32, late bool) error {
+	if len(e.lessons) == 0 || !late && r.cache.isTaught(e, &client, monotonic()) {
+		return nil
+	}
+	addr := netip.AddrFrom16(client).Unmap()
+	for _, l := range e.lessons {
+		s.counters.taught.Add(1)
+		if err := s.options.Learner.Learn(ctx, addr, l.names, l.addrs, time.Duration(left)*time.Second); err != nil {
+			return fmt.Errorf("learning %s: %w", l.names[0], err)
+		}
+	}
+	r.cache.learned(e, client, monotonic())
+	return nil
+}
+
+func (s *Server) servfail(b []byte, q *query) []byte {
+	s.counters.failed.Add(1)
+	return q.appendBare(b, dns.RcodeServerFailure, 0)
+}
+
+// appendEntry appends the answer that an entry is, for this query.
+func (s *Server) appendEntry(b []byte, q *query, e *entry, left uint32, limit int) []byte {
+	switch {
+	case e.wire == nil:
+		s.counters.drop(Rejected, 1)
+		return b
+	case e.rcode == dns.RcodeServerFailure:
+		s.counters.failed.Add(1)
+	}
+	reply, whole := q.appendWire(b, e, left, limit)
+	if !whole {
+		s.counters.truncated.Add(1)
+	}
+	return reply
+}

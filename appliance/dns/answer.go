@@ -1,0 +1,267 @@
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// answer is what is believed of an upstream's message: the records of the question's own chain.
+type answer struct {
+	qtype     uint16
+	rcode     int
+	authentic bool
+	names     []string // the question's name, then those of its aliases; lower case without the last dot
+	records   []dns.RR // aliases first
+	authority []dns.RR // what proves a negative answer, and DNSSEC's proofs
+	ttl       time.Duration
+}
+
+// maxChain is how many aliases are followed. Resolvers give up between 8 and 17.
+const maxChain = 16
+
+// accept reads an upstream's message. Whatever it says about other names than the question's is dropped: an
+// upstream may be asked by anybody for the name of an attacker's server.
+func accept(a *ask, m *dns.Msg) (*answer, error) {
+	switch {
+	case m == nil || !m.Response || m.Opcode != dns.OpcodeQuery:
+		return nil, errors.New("the message is no answer")
+	case len(m.Question) != 1 || m.Question[0].Qtype != a.qtype || m.Question[0].Qclass != dns.ClassINET ||
+		!strings.EqualFold(m.Question[0].Name, a.name):
+		return nil, errors.New("the answer is to another question")
+	case m.Truncated:
+		return nil, errors.New("the answer is truncated")
+	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
+		return nil, fmt.Errorf("the answer is %s", rcodeText(m.Rcode))
+	}
+	got := &answer{qtype: a.qtype, rcode: m.Rcode, authentic: m.AuthenticatedData}
+	owner, ended := a.name, false
+	for {
+		got.names = append(got.names, strings.TrimSuffix(owner, "."))
+		var next string
+		next, ended = got.follow(a, owner, m.Answer)
+		if ended || next == "" {
+			break
+		}
+		if len(got.names) > maxChain || slices.Contains(got.names, strings.TrimSuffix(next, ".")) {
+			return nil, errors.New("the answer's aliases go in a circle")
+		}
+		owner = next
+	}
+	got.takeAuthority(a, owner, ended, m.Ns)
+	got.takeTTL(ended)
+	return got, nil
+}
+
+func rcodeText(rcode int) string {
+	if text, ok := dns.RcodeToString[rcode]; ok {
+		return text
+	}
+	return fmt.Sprint("rcode ", rcode)
+}
+
+// follow takes the records of one owner. It returns the name that the owner is an alias of, or that the
+// chain ended with records of the type that was asked for.
+func (got *answer) follow(a *ask, owner string, records []dns.RR) (next string, ended bool) {
+	var alias *dns.CNAME
+	for _, record := range records {
+		h := record.Header()
+		if h.Class != dns.ClassINET {
+			continue
+		}
+		at := strings.EqualFold(h.Name, owner)
+		switch {
+		case at && h.Rrtype == a.qtype && !sliceHas(got.records, record):
+			got.take(record)
+			ended = true
+		case at && h.Rrtype == dns.TypeCNAME && alias == nil:
+			alias, _ = record.(*dns.CNAME)
+		case h.Rrtype == dns.TypeDNAME && isBelow(strings.TrimSuffix(owner, "."), lowerName(h.Name)) && !sliceHas(got.records, record):
+			got.take(record)
+		}
+	}
+	if !ended && alias != nil {
+		got.take(alias)
+		next = strings.ToLower(alias.Target)
+	}
+	if a.do {
+		got.takeSignatures(owner, records)
+	}
+	return next, ended
+}
+
+func (got *answer) takeSignatures(owner string, records []dns.RR) {
+	for _, record := range records {
+		s, ok := record.(*dns.RRSIG)
+		if ok && strings.EqualFold(s.Hdr.Name, owner) && (s.TypeCovered == got.qtype || s.TypeCovered == dns.TypeCNAME) && !sliceHas(got.records, record) {
+			got.take(record)
+		}
+	}
+}
+
+func sliceHas(records []dns.RR, record dns.RR) bool {
+	return slices.ContainsFunc(records, func(r dns.RR) bool { return dns.IsDuplicate(r, record) })
+}
+
+// take keeps a copy: an upstream's message may be shared, and answers are changed. Owners are in lower case,
+// so that all of them are one name when the message is compressed.
+func (got *answer) take(record dns.RR) {
+	record = dns.Copy(record)
+	record.Header().Name = strings.ToLower(record.Header().Name)
+	if alias, ok := record.(*dns.CNAME); ok {
+		alias.Target = strings.ToLower(alias.Target)
+	}
+	got.records = append(got.records, record)
+}
+
+// takeAuthority keeps the SOA record of a negative answer, if the zone has the name at all, and the proofs.
+func (got *answer) takeAuthority(a *ask, last string, ended bool, records []dns.RR) {
+	for _, record := range records {
+		h := record.Header()
+		if h.Class != dns.ClassINET {
+			continue
+		}
+		wanted := false
+		switch record := record.(type) {
+		case *dns.SOA:
+			wanted = !ended && isBelow(strings.TrimSuffix(last, "."), lowerName(h.Name)) || !ended && h.Name == "."
+		case *dns.NSEC, *dns.NSEC3:
+			wanted = a.do
+		case *dns.RRSIG:
+			covered := record.TypeCovered
+			wanted = a.do && (covered == dns.TypeNSEC || covered == dns.TypeNSEC3 || covered == dns.TypeSOA && !ended)
+		}
+		if wanted && !sliceHas(got.authority, record) {
+			record = dns.Copy(record)
+			h := record.Header()
+			h.Name = strings.ToLower(h.Name)
+			got.authority = append(got.authority, record)
+		}
+	}
+}
+
+// maxNegative bounds the life of a negative answer (RFC 2308 section 5).
+const maxNegative = 3 * time.Hour
+
+// unknownNegative is the life of a negative answer whose zone does not say (RFC 2308 section 5 would not
+// keep it at all; but clients ask again at once).
+const unknownNegative = 5 * time.Second
+
+// takeTTL finds the life of the answer: the shortest of its records.
+func (got *answer) takeTTL(ended bool) {
+	got.ttl = time.Duration(1<<31-1) * time.Second
+	for _, record := range got.records {
+		got.ttl = min(got.ttl, seconds(record.Header().Ttl))
+	}
+	if ended {
+		return
+	}
+	negative := unknownNegative
+	for _, record := range got.authority {
+		if soa, ok := record.(*dns.SOA); ok {
+			negative = min(seconds(soa.Hdr.Ttl), seconds(soa.Minttl), maxNegative)
+		}
+	}
+	got.ttl = min(got.ttl, negative)
+}
+
+// seconds reads a TTL; the upper half of the range means 0 (RFC 2181 section 8).
+func seconds(ttl uint32) time.Duration {
+	if ttl > 1<<31-1 {
+		return 0
+	}
+	return time.Duration(ttl) * time.Second
+}
+
+// addresses are those that a client could use.
+func (got *answer) addresses() []netip.Addr {
+	var all []netip.Addr
+	for _, l := range got.lessons() {
+		all = append(all, l.addrs...)
+	}
+	return all
+}
+
+// lessons are what has to be taught before a client gets the answer.
+func (got *answer) lessons() []lesson {
+	var lessons []lesson
+	add := func(names []string, addrs ...netip.Addr) {
+		if len(addrs) == 0 || len(names) == 0 {
+			return
+		}
+		if n := len(lessons); n > 0 && slices.Equal(lessons[n-1].names, names) {
+			lessons[n-1].addrs = append(lessons[n-1].addrs, addrs...)
+			return
+		}
+		lessons = append(lessons, lesson{names, addrs})
+	}
+	for _, record := range got.records {
+		switch record := record.(type) {
+		case *dns.A:
+			if addr, ok := addrOf(record.A, true); ok {
+				add(got.names, addr)
+			}
+		case *dns.AAAA:
+			if addr, ok := addrOf(record.AAAA, false); ok {
+				add(got.names, addr)
+			}
+		case *dns.HTTPS:
+			add(serviceNames(got.names, &record.SVCB), hints(&record.SVCB)...)
+		case *dns.SVCB:
+			add(serviceNames(got.names, record), hints(record)...)
+		}
+	}
+	return lessons
+}
+
+func addrOf(ip net.IP, v4 bool) (netip.Addr, bool) {
+	if v4 {
+		ip = ip.To4()
+	}
+	addr, ok := netip.AddrFromSlice(ip)
+	return addr, ok
+}
+
+// serviceNames are the names that a client connects to by a service's hints: port and protocol, which are
+// labels of the owner (RFC 9460 section 9.1), are no part of a host's name.
+func serviceNames(chain []string, record *dns.SVCB) []string {
+	names := make([]string, 0, len(chain)+1)
+	if target := lowerName(record.Target); target != "" {
+		chain = append(slices.Clip(chain), target)
+	}
+	for _, name := range chain {
+		for strings.HasPrefix(name, "_") {
+			_, name, _ = strings.Cut(name, ".")
+		}
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func hints(record *dns.SVCB) []netip.Addr {
+	var addrs []netip.Addr
+	for _, value := range record.Value {
+		var ips []net.IP
+		v4 := false
+		switch value := value.(type) {
+		case *dns.SVCBIPv4Hint:
+			ips, v4 = value.Hint, true
+		case *dns.SVCBIPv6Hint:
+			ips = value.Hint
+		}
+		for _, ip := range ips {
+			if addr, ok := addrOf(ip, v4); ok {
+				addrs = append(addrs, addr)
+			}
+		}
+	}
+	return addrs
+}

@@ -1,0 +1,150 @@
+package dns
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"sidegate/appliance/policy"
+)
+
+const (
+	// believed is for how long what Allow and ClientFacts said of a client is not asked again.
+	believed = int64(5 * time.Second)
+	// maxClients bounds the clients that are remembered. One that is forgotten only costs another question.
+	maxClients = 16384
+	// maxOutstanding bounds the queries that wait for something, of all clients together.
+	maxOutstanding = 4096
+	// reserved is what every client may have under way even when others have used up most of it all.
+	reserved = 16
+)
+
+// clients knows who asks. Fairness is by address: what one device asks must not cost others an answer.
+type clients struct {
+	limits Limits
+	allow  func(netip.Addr) bool
+	facts  func(netip.Addr) (policy.MAC, string)
+
+	mu          sync.Mutex
+	all         map[[16]byte]*client
+	outstanding int
+}
+
+// client is guarded by clients.mu.
+type client struct {
+	resolver    *Resolver // whose view it is
+	view        *view
+	allowed     bool
+	checked     int64 // monotonic
+	seen        int64
+	rate        bucket
+	outstanding int
+}
+
+// bucket enforces a rate (the generic cell rate algorithm, ITU-T I.371). Its zero value is full.
+type bucket struct{ next int64 }
+
+// take reports whether it may happen now, and if so counts it. A second's worth may happen at once.
+func (b *bucket) take(now int64, perSecond int) bool {
+	next := max(b.next, now)
+	if next-now > int64(time.Second) {
+		return false
+	}
+	b.next = next + int64(time.Second)/int64(perSecond)
+	return true
+}
+
+func newClients(o Options) *clients {
+	return &clients{limits: o.Limits, allow: o.Allow, facts: o.ClientFacts, all: make(map[[16]byte]*client)}
+}
+
+// known returns the view of a client of which enough is known. If it is not, both results are zero.
+func (c *clients) known(addr *[16]byte, r *Resolver, now int64) (*view, Reason) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.all[*addr]
+	switch {
+	case k == nil || k.resolver != r || now-k.checked > believed:
+		return nil, 0
+	case !k.allowed:
+		return nil, NotAllowed
+	case !k.rate.take(now, c.limits.Queries):
+		return nil, ClientRate
+	}
+	k.seen = now
+	return k.view, 0
+}
+
+// admit learns who a client is, if need be, and counts a query as under way until leave.
+func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (*client, *view, Reason) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.get(addr, now)
+	if k.resolver != r || now-k.checked > believed {
+		c.mu.Unlock()
+		allowed, v := c.identify(netip.AddrFrom16(addr).Unmap(), r)
+		c.mu.Lock()
+		k = c.get(addr, now) // it may have been forgotten meanwhile
+		k.allowed, k.view, k.resolver, k.checked = allowed, v, r, now
+	}
+	k.seen = now
+	switch {
+	case !k.allowed:
+		return nil, nil, NotAllowed
+	case k.outstanding >= c.limits.Outstanding:
+		return nil, nil, ClientLimit
+	case c.outstanding >= maxOutstanding*3/4 && k.outstanding >= reserved, c.outstanding >= maxOutstanding:
+		return nil, nil, Overloaded
+	}
+	k.outstanding++
+	c.outstanding++
+	return k, k.view, 0
+}
+
+func (c *clients) leave(k *client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outstanding--
+	k.outstanding--
+}
+
+func (c *clients) identify(addr netip.Addr, r *Resolver) (bool, *view) {
+	if !c.allow(addr) {
+		return false, nil
+	}
+	flow := policy.Flow{Source: netip.AddrPortFrom(addr, 0)}
+	if c.facts != nil && r.views.asks {
+		flow.SourceMAC, flow.Interface = c.facts(addr)
+	}
+	v, err := r.views.of(flow)
+	return err == nil, v
+}
+
+// get finds a client or makes room for it: of some silent ones, the one that was so for longest is
+// forgotten. Which some, the order of Go's maps decides: nobody can keep all others out by inventing
+// addresses. The caller holds the mutex.
+func (c *clients) get(addr [16]byte, now int64) *client {
+	if k := c.all[addr]; k != nil {
+		return k
+	}
+	if len(c.all) >= maxClients {
+		const some = 16
+		var oldest [16]byte
+		silent, n := now+1, 0
+		for a, k := range c.all {
+			if k.outstanding == 0 && k.seen < silent {
+				oldest, silent = a, k.seen
+			}
+			if n++; n >= some && silent <= now {
+				break
+			}
+		}
+		delete(c.all, oldest)
+	}
+	k := &client{seen: now}
+	c.all[addr] = k
+	return k
+}
+
+// allowPrivate is who may ask if nobody says so.
+func allowPrivate(a netip.Addr) bool { return a.IsPrivate() || a.IsLinkLocalUnicast() }

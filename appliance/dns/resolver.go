@@ -1,0 +1,376 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"sidegate/appliance/policy"
+)
+
+const (
+	// exchangeTime bounds everything that one question asks of upstreams, so that a client hears something
+	// within 2 s.
+	exchangeTime = 1900 * time.Millisecond
+	// patience is how long a client waits for an upstream while there is a stale answer (RFC 8767 section 5).
+	patience = 1800 * time.Millisecond
+	// staleTTL is the TTL of a stale answer (RFC 8767 section 5).
+	staleTTL = 30
+	// maxRenewals bounds how many answers are being renewed at once.
+	maxRenewals = 64
+)
+
+// Resolver answers questions as Settings say.
+type Resolver struct {
+	settings  Settings
+	log       *slog.Logger
+	questions rules
+	answers   rules
+	views     views
+	gateway   *view // of the gateway itself: nothing is known of it
+	hosts     map[string][]netip.Addr
+	rebinding rebinding
+	cache     *cache
+	upstreams map[string]*upstream
+	addresses map[netip.Addr]bool // of upstreams, as far as they tell
+	counters  resolverCounters
+	circles   atomic.Int64 // when the last warning of a circle was written, monotonic; 0 never
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	flights  map[string]*flight
+	renewals int
+	closed   bool
+	flying   sync.WaitGroup
+}
+
+// ask is one question in one view: all that an answer depends on.
+type ask struct {
+	key    []byte // of the cache
+	name   string // as miekg's package has it: lower case, with the last dot
+	host   string // as rules have it: without
+	qtype  uint16
+	do, cd bool
+	view   *view
+}
+
+// appendKey appends the key of a question. Its name is in wire form, of any case.
+func appendKey(b, name []byte, qtype uint16, do, cd bool, v *view) []byte {
+	b = appendLower(b, name)
+	var flags byte
+	if do {
+		flags |= 1
+	}
+	if cd {
+		flags |= 2
+	}
+	return append(b, byte(qtype>>8), byte(qtype), flags, byte(v.id>>8), byte(v.id))
+}
+
+// newAsk makes the question of a query. The name is valid, or else the query was refused.
+func newAsk(name []byte, qtype uint16, do, cd bool, v *view) (*ask, error) {
+	a := &ask{qtype: qtype, do: do, cd: cd, view: v}
+	a.key = appendKey(nil, name, qtype, do, cd, v)
+	text, _, err := dns.UnpackDomainName(a.key[:len(name)], 0)
+	if err != nil {
+		return nil, fmt.Errorf("reading a name: %w", err)
+	}
+	a.name, a.host = text, strings.TrimSuffix(text, ".")
+	return a, nil
+}
+
+// other is the same question about another type.
+func (a *ask) other(qtype uint16) *ask {
+	b := *a
+	b.qtype = qtype
+	b.key = slices.Clone(a.key)
+	at := len(b.key) - 5
+	b.key[at], b.key[at+1] = byte(qtype>>8), byte(qtype)
+	return &b
+}
+
+// wireName is the question's name in wire form.
+func (a *ask) wireName() []byte { return a.key[:len(a.key)-5] }
+
+// NewResolver checks and compiles the settings. Its error has a line for each defect.
+func NewResolver(s Settings) (*Resolver, error) {
+	s.Cache.setDefaults()
+	if s.Log == nil {
+		s.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	r := &Resolver{
+		settings:  s,
+		log:       s.Log,
+		hosts:     make(map[string][]netip.Addr),
+		rebinding: newRebinding(s.RebindAllow, s.Own),
+		cache:     newCache(s.Cache),
+		upstreams: make(map[string]*upstream),
+		addresses: make(map[netip.Addr]bool),
+		flights:   make(map[string]*flight),
+	}
+	var questions, answers []policy.Rule
+	for _, rule := range s.Rules {
+		questions = append(questions, rule.Match)
+	}
+	for _, rule := range s.Responses {
+		answers = append(answers, rule.Match)
+	}
+	var err error
+	if r.questions, err = compileRules("rule", questions, s.Geo, false); err != nil {
+		return nil, err
+	}
+	if r.answers, err = compileRules("response", answers, s.Geo, true); err != nil {
+		return nil, err
+	}
+	r.views = views{
+		questions: &r.questions, answers: &r.answers,
+		asks: asksFacts(questions) || asksFacts(answers),
+		all:  make(map[[2]policy.Bits]*view),
+	}
+	if r.gateway, err = r.views.of(policy.Flow{}); err != nil {
+		return nil, err
+	}
+	for name, addrs := range s.Hosts {
+		r.hosts[lowerName(name)] = addrs
+	}
+	for name, exchanger := range s.Upstreams {
+		r.upstreams[name] = &upstream{name: name, exchanger: exchanger, log: s.Log}
+		if e, ok := exchanger.(interface{ Addresses() []netip.Addr }); ok {
+			for _, a := range e.Addresses() {
+				r.addresses[a.Unmap()] = true
+			}
+		}
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r, nil
+}
+
+func (c *Cache) setDefaults() {
+	setDefault(&c.Entries, 65536)
+	setDefault(&c.MaxTTL, 24*time.Hour)
+	setDefault(&c.FailureTTL, 5*time.Second)
+}
+
+func setDefault[T ~int | ~int64](value *T, usual T) {
+	if *value <= 0 {
+		*value = usual
+	}
+}
+
+// check finds what leads nowhere. What the rules match is checked where they are compiled.
+func (s *Settings) check() error {
+	var errs []error
+	known := func(where, name string) {
+		if _, ok := s.Upstreams[name]; !ok {
+			errs = append(errs, fmt.Errorf("%s: unknown dns upstream %q (have: %s)", where, name,
+				strings.Join(slices.Sorted(maps.Keys(s.Upstreams)), ", ")))
+		}
+	}
+	known("dns default", s.Default)
+	for i := range s.Rules {
+		r, where := &s.Rules[i], label("rule", i, s.Rules[i].Match.Name)
+		if r.Upstream != "" {
+			known(where, r.Upstream)
+		}
+		if count(r.Upstream != "", len(r.Answer) > 0, r.Reject != RejectNone) > 1 {
+			errs = append(errs, fmt.Errorf("%s: upstream, answer and reject exclude each other: keep one", where))
+		}
+	}
+	for i := range s.Responses {
+		r, where := &s.Responses[i], label("response", i, s.Responses[i].Match.Name)
+		for _, from := range r.From {
+			known(where, from)
+		}
+		if r.Upstream != "" {
+			known(where, r.Upstream)
+		}
+		if count(r.Upstream != "", r.Accept, r.Reject != RejectNone) != 1 {
+			errs = append(errs, fmt.Errorf("%s: it needs one of upstream, reject and accept", where))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func count(conditions ...bool) int {
+	n := 0
+	for _, c := range conditions {
+		if c {
+			n++
+		}
+	}
+	return n
+}
+
+// Close ends the exchanges under way and waits for them. Questions that come later fail.
+func (r *Resolver) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	r.flying.Wait()
+}
+
+// flight is the work on one question. Whoever asks the same meanwhile waits for it.
+type flight struct {
+	done  chan struct{}
+	entry *entry // set when done
+}
+
+var errClosed = errors.New("the resolver has been closed")
+
+// join starts work on a question, or finds who does it.
+func (r *Resolver) join(a *ask) (*flight, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.flights[string(a.key)]; f != nil {
+		return f, nil
+	}
+	if r.closed {
+		return nil, errClosed
+	}
+	f := &flight{done: make(chan struct{})}
+	r.flights[string(a.key)] = f
+	r.flying.Go(func() {
+		defer close(f.done)
+		ctx, cancel := context.WithTimeout(r.ctx, exchangeTime)
+		defer cancel()
+		f.entry = r.evaluate(ctx, a)
+		if r.ctx.Err() == nil {
+			r.cache.put(f.entry, monotonic())
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.flights, string(a.key))
+	})
+	return f, nil
+}
+
+// inFlight reports whether a question is being worked on.
+func (r *Resolver) inFlight(key []byte) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.flights[string(key)] != nil
+}
+
+// resolve finds the answer to a question, in the cache or by asking. If late is true, it is past its life.
+func (r *Resolver) resolve(ctx context.Context, a *ask) (e *entry, cached, late bool, err error) {
+	now := monotonic()
+	old, how := r.cache.get(a.key, now)
+	switch how {
+	case fresh:
+		return old, true, false, nil
+	case waiting:
+		return old, true, true, nil
+	}
+	f, err := r.join(a)
+	if err != nil {
+		return nil, false, false, err
+	}
+	var impatient <-chan time.Time
+	if old != nil {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		impatient = timer.C
+	}
+	select {
+	case <-f.done:
+		if f.entry.failed && old != nil {
+			return old, true, true, nil
+		}
+		return f.entry, false, false, nil
+	case <-impatient:
+		return old, true, true, nil
+	case <-ctx.Done():
+		return nil, false, false, ctx.Err()
+	}
+}
+
+// renew has an answer renewed before its life ends, unless much else is being renewed.
+func (r *Resolver) renew(a *ask) {
+	r.mu.Lock()
+	if r.renewals >= maxRenewals {
+		r.mu.Unlock()
+		return
+	}
+	r.renewals++
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.renewals--
+	}()
+	if f, err := r.join(a); err == nil {
+		<-f.done
+	}
+}
+
+// Lookup returns the addresses of a name, IPv4 first, for the gateway's own use: by the rules for a client
+// of which nothing is known, through the cache, and taught to nobody. A name without addresses is an error.
+func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(name); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	wire := make([]byte, maxName)
+	n, err := dns.PackDomainName(dns.Fqdn(name), wire, 0, nil, false)
+	if err != nil {
+		return nil, fmt.Errorf("looking up %q: %w", name, err)
+	}
+	type result struct {
+		entry *entry
+		err   error
+	}
+	types := [...]uint16{dns.TypeA, dns.TypeAAAA}
+	var results [len(types)]result
+	var asking sync.WaitGroup
+	for i, qtype := range types {
+		asking.Go(func() {
+			a, err := newAsk(wire[:n], qtype, false, false, r.gateway)
+			if err == nil {
+				results[i].entry, _, _, err = r.resolve(ctx, a)
+			}
+			results[i].err = err
+		})
+	}
+	asking.Wait()
+	var addrs []netip.Addr
+	var failure error
+	for _, result := range results {
+		switch {
+		case result.err != nil:
+			failure = result.err
+		case result.entry.failed:
+			failure = errors.New("no upstream answered")
+		default:
+			for _, l := range result.entry.lessons {
+				addrs = append(addrs, l.addrs...)
+			}
+		}
+	}
+	switch {
+	case len(addrs) > 0:
+		return addrs, nil
+	case failure != nil:
+		return nil, fmt.Errorf("looking up %q: %w", name, failure)
+	}
+	return nil, fmt.Errorf("looking up %q: it has no addresses", name)
+}
+
+var processStart = time.Now()
+
+// monotonic is the time since the process started, in nanoseconds.
+func monotonic() int64 { return int64(time.Since(processStart)) }

@@ -1,0 +1,56 @@
+package dns
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// upstream is one upstream with its figures.
+type upstream struct {
+	name              string
+	exchanger         Exchanger
+	log               *slog.Logger
+	queries, failures atomic.Uint64
+	warned            atomic.Int64 // when the last warning was written, monotonic; 0 never
+}
+
+// ask asks the upstream and returns what of its answer is believed.
+func (u *upstream) ask(ctx context.Context, a *ask) (*answer, error) {
+	u.queries.Add(1)
+	q := new(dns.Msg)
+	q.SetQuestion(a.name, a.qtype)
+	q.SetEdns0(maxReply, a.do)
+	q.CheckingDisabled = a.cd
+	q.AuthenticatedData = true // tell us whether it is authentic; who did not ask is not told (RFC 6840 section 5.7)
+	m, err := u.exchanger.Exchange(ctx, q)
+	var got *answer
+	if err == nil {
+		got, err = accept(a, m)
+	}
+	if err != nil {
+		u.failed(ctx, a, err)
+		return nil, err
+	}
+	return got, nil
+}
+
+const warningInterval = 10 * time.Second
+
+// failed counts a failure, and warns of it at most once per interval: an upstream that is down fails for
+// every question.
+func (u *upstream) failed(ctx context.Context, a *ask, err error) {
+	failures := u.failures.Add(1)
+	u.log.Debug("question failed", "upstream", u.name, "name", a.host, "type", dns.TypeToString[a.qtype], "error", err)
+	if ctx.Err() == context.Canceled {
+		return // we are being closed
+	}
+	now, last := monotonic(), u.warned.Load()
+	if last != 0 && now-last < int64(warningInterval) || !u.warned.CompareAndSwap(last, now) {
+		return
+	}
+	u.log.Warn("dns upstream failed", "upstream", u.name, "name", a.host, "error", err, "failures", failures)
+}
