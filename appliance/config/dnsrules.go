@@ -279,7 +279,7 @@ func (d *decoder) knownUpstream(at string, to reference, c *draft) bool {
 	if len(c.DNS.Upstreams) == 0 {
 		return false // reported
 	}
-	d.errorf(to.line, "%s: unknown upstream %s%s", at, quote(to.name), didYouMean(to.name, slices.Collect(maps.Keys(c.DNS.Upstreams))))
+	d.errorf(to.line, "%s: unknown dns upstream %s%s", at, quote(to.name), didYouMean(to.name, slices.Collect(maps.Keys(c.DNS.Upstreams))))
 	return false
 }
 

@@ -49,7 +49,7 @@ func (d *decoder) dnsUpstreams(at string, n *yaml.Node, c *draft) {
 		d.errorf(n.Line, "%s: there is none; add one like isp: \"udp://192.168.0.1\"", at)
 	}
 	for _, e := range entries {
-		at := "upstream " + quote(e.key)
+		at := "dns upstream " + quote(e.key)
 		if !validName(e.key) {
 			d.errorf(e.line, "%s: a name is 1 to %d of a-z, 0-9, - and _; choose another", at, maxNameLength)
 		}
