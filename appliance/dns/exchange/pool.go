@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // session is a connection that many questions share.
@@ -268,4 +270,24 @@ func (l *link) ended() bool {
 	default:
 		return false
 	}
+}
+
+// pooled is a transport that asks on a pool.
+type pooled struct {
+	pool  *pool
+	shape shape
+}
+
+func (p *pooled) exchange(ctx context.Context, asked *dns.Msg) (*dns.Msg, error) {
+	q, err := newQuestion(asked, p.shape)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.pool.ask(ctx, q)
+	if err == nil && r.knowsNoEDNS() {
+		if q, err = newQuestion(asked, shape{bare: true}); err == nil {
+			r, err = p.pool.ask(ctx, q)
+		}
+	}
+	return r.Msg, err
 }

@@ -13,22 +13,25 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // scheme is one kind of upstream that a URL can describe.
 type scheme struct {
-	name   string
-	port   uint16 // when the URL has none
-	secure bool   // it has a certificate to verify
-	path   bool   // the URL may have one
+	name string
+	port uint16 // when the URL has none
+	// alpn is the protocol to agree on in TLS; secure says that there is TLS. RFC 7858 has none for tls://.
+	secure bool
+	alpn   string
+	path   string // when the URL has none; empty: it must not have one
 	make   func(p parts) transport
 }
 
 // parts are what transports are made of.
 type parts struct {
 	*endpoint
-	url    *url.URL    // with host, port and path filled in
+	url    string      // of requests, for those that make them
 	secure *tls.Config // nil where the scheme is not
 	life   *life
 	Options
@@ -38,23 +41,42 @@ var schemes = []scheme{
 	{name: "udp", port: 53, make: newUDP},
 	{name: "tcp", port: 53, make: newTCP},
 	{name: "tls", port: 853, secure: true, make: newTLS},
+	{name: "https", port: 443, secure: true, alpn: "h2", path: "/dns-query", make: newHTTPS},
+	{name: "h3", port: 443, secure: true, alpn: "h3", path: "/dns-query", make: newH3},
+	{name: "quic", port: 853, secure: true, alpn: "doq", make: newDoQ},
 }
 
-// streamLimits spread questions, since some servers answer in order, and a slow one holds up those
-// behind it.
-var streamLimits = limits{width: 4, depth: 8}
+var (
+	// streamLimits spread questions, since some servers answer in order, and a slow one holds up those
+	// behind it.
+	streamLimits = limits{width: 4, depth: 8}
+	// multiplexLimits are for protocols whose questions are independent. Servers allow 100 at a time.
+	multiplexLimits = limits{width: 2, depth: 64}
+	encrypted       = shape{padded: true}
+)
 
 func newUDP(p parts) transport {
-	tcp := p.pool(openStream(p.endpoint, nil), streamLimits)
-	return &udp{endpoint: p.endpoint, tcp: tcp, timeout: p.Timeout, log: p.Log}
+	return &udp{p.endpoint, p.pool(openStream(p.endpoint, nil), streamLimits), p.Timeout, p.Log, atomic.Bool{}}
 }
 
 func newTCP(p parts) transport {
-	return &streams{p.pool(openStream(p.endpoint, nil), streamLimits), shape{}}
+	return &pooled{p.pool(openStream(p.endpoint, nil), streamLimits), shape{}}
 }
 
 func newTLS(p parts) transport {
-	return &streams{p.pool(openStream(p.endpoint, p.secure), streamLimits), shape{padded: true}}
+	return &pooled{p.pool(openStream(p.endpoint, p.secure), streamLimits), encrypted}
+}
+
+func newHTTPS(p parts) transport {
+	return &pooled{p.pool(openHTTPS(p.endpoint, p.secure, p.url), multiplexLimits), encrypted}
+}
+
+func newH3(p parts) transport {
+	return &pooled{p.pool(openH3(p.endpoint, p.secure, p.url), multiplexLimits), encrypted}
+}
+
+func newDoQ(p parts) transport {
+	return &pooled{p.pool(openDoQ(p.endpoint, p.secure), multiplexLimits), encrypted}
 }
 
 func (p parts) pool(open func(context.Context) (session, error), l limits) *pool {
@@ -66,6 +88,9 @@ func (p parts) pool(open func(context.Context) (session, error), l limits) *pool
 //	udp://HOST[:53]            plain DNS; by TCP where the answer is truncated or may be forged
 //	tcp://HOST[:53]            plain DNS by TCP
 //	tls://HOST[:853]           DNS over TLS (RFC 7858)
+//	https://HOST[:443][/PATH]  DNS over HTTPS (RFC 8484), by HTTP/2; the path is /dns-query
+//	h3://HOST[:443][/PATH]     the same by HTTP/3
+//	quic://HOST[:853]          DNS over QUIC (RFC 9250)
 //
 // HOST is an address or a name; IPv6 stands in brackets. Errors are one line that names the upstream
 // and says what to write instead.
@@ -132,10 +157,13 @@ func parse(name, rawURL string, o Options) (*Upstream, error) {
 		e.locate = u.located
 	}
 
-	p := parts{endpoint: e, url: where, life: u.life, Options: o}
+	p := parts{endpoint: e, url: s.request(where, e), life: u.life, Options: o}
 	if s.secure {
 		if p.secure, err = certificates(e.host, o); err != nil {
 			return nil, err
+		}
+		if s.alpn != "" {
+			p.secure.NextProtos = []string{s.alpn}
 		}
 	}
 	u.transport = s.make(p)
@@ -164,7 +192,9 @@ func (s scheme) check(where *url.URL, o Options) error {
 	switch {
 	case where.User != nil:
 		return errors.New("the url has a user name, which no dns upstream wants")
-	case where.Opaque != "" || where.Fragment != "" || !s.path && (where.Path != "" && where.Path != "/" || where.RawQuery != ""):
+	case strings.Contains(where.Path+where.RawQuery, "{"):
+		return errors.New("the url is a template: leave out the part in braces")
+	case where.Opaque != "" || where.Fragment != "" || s.path == "" && (where.Path != "" && where.Path != "/" || where.RawQuery != ""):
 		return fmt.Errorf("the url has more than a host and a port (want %s://host:port)", s.name)
 	case !s.secure && o.CAFile != "":
 		return fmt.Errorf("%s has no certificate to verify: leave out ca_file", s.name)
@@ -172,6 +202,18 @@ func (s scheme) check(where *url.URL, o Options) error {
 		return fmt.Errorf("%s has no certificate to verify: leave out server_name", s.name)
 	}
 	return nil
+}
+
+// request is the URL of requests to the endpoint.
+func (s scheme) request(where *url.URL, e *endpoint) string {
+	u := url.URL{Scheme: "https", Host: hostPort(e.host, e.port), Path: where.Path, RawPath: where.RawPath, RawQuery: where.RawQuery}
+	if e.port == s.port {
+		u.Host = strings.TrimSuffix(u.Host, ":"+strconv.Itoa(int(e.port)))
+	}
+	if u.Path == "" {
+		u.Path = s.path
+	}
+	return u.String()
 }
 
 // lookUp is how the host's addresses are found.

@@ -12,8 +12,6 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 const (
@@ -23,35 +21,6 @@ const (
 	// writeTimeout is how long the server may leave a question in its own buffers and ours.
 	writeTimeout = time.Second
 )
-
-// streams asks over TCP or TLS: pipelined, answers in any order (RFC 7766 section 6.2.1).
-type streams struct {
-	pool  *pool
-	shape shape
-}
-
-func (s *streams) exchange(ctx context.Context, asked *dns.Msg) (*dns.Msg, error) {
-	return askPool(ctx, s.pool, asked, s.shape)
-}
-
-// askPool asks on a pool; again without EDNS where that is what the server refuses.
-func askPool(ctx context.Context, p *pool, asked *dns.Msg, s shape) (*dns.Msg, error) {
-	q, err := newQuestion(asked, s)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.ask(ctx, q)
-	if err == nil && r.knowsNoEDNS() {
-		s.bare = true
-		if q, err = newQuestion(asked, s); err == nil {
-			r, err = p.ask(ctx, q)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return r.Msg, nil
-}
 
 // openStream connects to one of the endpoint's addresses, with TLS if there is a configuration for it.
 func openStream(e *endpoint, secure *tls.Config) func(context.Context) (session, error) {
@@ -79,7 +48,8 @@ func dialStream(ctx context.Context, d Dialer, to netip.AddrPort, secure *tls.Co
 	return s, nil
 }
 
-// stream is a connection that carries messages with their length before them.
+// stream is a session over TCP or TLS: messages with their length before them, pipelined, answers in
+// any order (RFC 7766 section 6.2.1).
 type stream struct {
 	conn    net.Conn
 	writing chan struct{} // holds a token while nobody writes: a lock that a context can give up on
