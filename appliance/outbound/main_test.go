@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The tests run in network, mount and process namespaces of their own where root allows: servers then
@@ -127,7 +128,9 @@ func furnish() error {
 		return err
 	}
 	for _, a := range []string{proxy4, proxy6, server4, server6, dead4, dns4} {
-		if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: netlink.NewIPNet(net.ParseIP(a))}); err != nil {
+		// Without NODAD an IPv6 address can be bound a moment later only, even on loopback.
+		address := &netlink.Addr{IPNet: netlink.NewIPNet(net.ParseIP(a)), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(lo, address); err != nil {
 			return fmt.Errorf("adding %s: %w", a, err)
 		}
 	}
