@@ -153,7 +153,30 @@ func (c *combined) explain(f policy.Flow) admin.Explanation {
 		skipped.Index, skipped.Implicit = c.index(s.Index)
 		out.Skipped = append(out.Skipped, skipped)
 	}
+	looked := c.policy.Rules
+	if e.Index >= 0 {
+		looked = looked[:e.Index+1]
+	}
+	out.Sources.Lists = lists(looked, c.policy.Geo)
 	return out
+}
+
+// lists are those that the rules name, with the files that they were read from.
+func lists(rules []policy.Rule, geo policy.GeoData) (all []admin.List) {
+	data, ok := geo.(interface {
+		Origin(kind, name string) string
+	})
+	if !ok {
+		return nil
+	}
+	sites, codes := policy.ListsOf(rules)
+	for _, name := range sites {
+		all = append(all, admin.List{Kind: "geosite", Name: name, File: data.Origin("geosite", name)})
+	}
+	for _, name := range codes {
+		all = append(all, admin.List{Kind: "geoip", Name: name, File: data.Origin("geoip", name)})
+	}
+	return all
 }
 
 // Explain decides a flow as the gateway would with this configuration, except that upstreams which are

@@ -70,6 +70,10 @@ func containsLAN(all []lan, name string) bool {
 	return slices.ContainsFunc(all, func(l lan) bool { return l.name == name })
 }
 
+var sniffModes = map[config.Sniff]datapath.Sniff{
+	config.SniffOff: datapath.SniffOff, config.SniffAmbiguous: datapath.SniffAmbiguous, config.SniffUnknown: datapath.SniffUnknown,
+}
+
 // desire is the whole state that the datapath should have, apart from the sockets.
 func desire(c *config.Config, p *combined, lans []lan, s *netstate.Snapshot) datapath.Desired {
 	d := datapath.Desired{
@@ -77,6 +81,8 @@ func desire(c *config.Config, p *combined, lans []lan, s *netstate.Snapshot) dat
 		OnFailure:    c.OnFailure,
 		OwnAddresses: s.OwnAddresses(),
 		ClientFlows:  c.PerClient.Flows,
+		ClientAsks:   c.PerClient.DNSQueries,
+		Sniff:        sniffModes[c.Sniff],
 	}
 	for _, l := range lans {
 		if l.index != 0 {

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 	"sidegate/appliance/admin"
 	"sidegate/appliance/datapath"
+	"sidegate/appliance/dns"
 	"sidegate/appliance/netstate"
 	"sidegate/appliance/proxy"
 )
@@ -62,14 +64,20 @@ type gateway struct {
 	notify  notifier
 	started time.Time
 
-	outbounds outbounds
-	names     *names
-	proxy     *proxy.Server
-	relay     proxy.Options // what the proxy was started with
-	datapath  *datapath.Datapath
-	watcher   *netstate.Watcher
-	admin     *admin.Server
-	metrics   *admin.Metrics
+	outbounds  outbounds
+	names      *names
+	dns        *dns.Server                // nil: its sockets could not be opened, and no configuration asked for them
+	noDNS      error                      // why
+	resolution atomic.Pointer[resolution] // what it answers by
+	retired    sync.WaitGroup             // resolutions that are being closed
+	neighbours neighbours
+	verdicts   *verdicts
+	proxy      *proxy.Server
+	relay      proxy.Options // what the proxy was started with
+	datapath   *datapath.Datapath
+	watcher    *netstate.Watcher
+	admin      *admin.Server
+	metrics    *admin.Metrics
 
 	reloads chan chan<- admin.Reload
 	settled chan struct{} // closed when the reconciler has ended
@@ -111,6 +119,7 @@ func Run(ctx context.Context, o Options) error {
 		renamed: make(chan struct{}, 1),
 		trouble: map[string]string{},
 	}
+	g.names.lookup = g.lookup
 	err := g.run(ctx)
 	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
 		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
@@ -119,7 +128,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func (g *gateway) run(ctx context.Context) (err error) {
-	plan, err := Load(g.options.ConfigFile)
+	plan, err := loadFor(g.options.ConfigFile, g.surroundings())
 	if err != nil {
 		return err
 	}
@@ -170,12 +179,26 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	onRelease := func(f func()) { undo = append(undo, func(error) error { f(); return nil }) }
 
 	g.outbounds.use(plan.outbounds)
-	verdicts := &verdicts{}
-	g.relay = g.proxyOptions(plan, verdicts)
+	g.resolution.Store(plan.resolution)
+	onRelease(func() {
+		g.resolution.Load().close()
+		g.retired.Wait()
+	})
+	g.verdicts = &verdicts{lookup: g.lookup, log: g.log}
+	g.relay = g.proxyOptions(plan, g.verdicts)
 	if g.proxy, err = proxy.Listen(g.relay); err != nil {
 		return nil, err
 	}
 	onRelease(g.proxy.Close) // it is closed already if it has served, and so are the others
+	pupils := &pupils{neighbours: &g.neighbours}
+	if err := g.listenDNS(plan, pupils); err != nil {
+		return nil, err
+	}
+	onRelease(func() {
+		if g.dns != nil {
+			g.dns.Close()
+		}
+	})
 
 	if g.admin, err = admin.Listen(g.options.Socket, g, g.log); err != nil {
 		return nil, err
@@ -198,7 +221,7 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	if err != nil {
 		return nil, fmt.Errorf("opening the datapath: %w", err)
 	}
-	verdicts.datapath = g.datapath
+	g.verdicts.datapath, pupils.datapath = g.datapath, g.datapath
 	undo = append(undo, g.closeDatapath)
 
 	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
@@ -244,7 +267,7 @@ func (g *gateway) proxyOptions(plan *Plan, v proxy.Verdicts) proxy.Options {
 }
 
 func (g *gateway) tasks(cancel context.CancelCauseFunc) []task {
-	return []task{
+	tasks := []task{
 		newTask("proxy", g.proxy.Serve),
 		newTask("network watcher", g.watcher.Run),
 		newTask("flow table sweeper", g.datapath.Sweep),
@@ -260,6 +283,10 @@ func (g *gateway) tasks(cancel context.CancelCauseFunc) []task {
 		g.metrics,
 		newTask("signals", func(ctx context.Context) error { return g.obey(ctx, cancel) }),
 	}
+	if g.dns != nil {
+		tasks = append(tasks, newTask("dns", g.dns.Serve))
+	}
+	return tasks
 }
 
 // obey acts on signals.

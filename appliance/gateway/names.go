@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Upstream proxies that are given by name are looked up for the implicit rules, with the system's resolver.
+// Upstream proxies that are given by name are looked up for the implicit rules: by the DNS of the configuration, or
+// with the system's resolver where it has none.
 const (
 	lookupTimeout = 3 * time.Second
 	lookupAgain   = time.Minute
@@ -29,6 +30,7 @@ const (
 // names are the addresses of upstream hosts.
 type names struct {
 	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+	system func(ctx context.Context, host string) ([]netip.Addr, error) // as /etc/resolv.conf says
 
 	mu   sync.Mutex
 	seen map[string]map[netip.Addr]time.Time
@@ -42,12 +44,10 @@ func newNames() *names {
 			return d.DialContext(ctx, network, address)
 		},
 	}
-	return &names{
-		seen: map[string]map[netip.Addr]time.Time{},
-		lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return resolver.LookupNetIP(ctx, "ip", host)
-		},
+	system := func(ctx context.Context, host string) ([]netip.Addr, error) {
+		return resolver.LookupNetIP(ctx, "ip", host)
 	}
+	return &names{seen: map[string]map[netip.Addr]time.Time{}, lookup: system, system: system}
 }
 
 // addresses of a host, sorted. It does not look anything up.

@@ -1,14 +1,9 @@
 package gateway
 
 import (
-	"context"
-	"net/netip"
 	"sync/atomic"
 
-	"sidegate/appliance/datapath"
 	"sidegate/appliance/outbound"
-	"sidegate/appliance/policy"
-	"sidegate/appliance/proxy"
 )
 
 // outbounds is what the proxy asks, once per flow. It has those of the configuration in force and, behind
@@ -40,17 +35,4 @@ func (o *outbounds) use(set *outbound.Set) (undo func()) {
 	}
 	o.sets.Store(&next)
 	return func() { o.sets.Store(before) }
-}
-
-// verdicts is the datapath, which is opened after the proxy: its programs need the proxy's sockets. It is
-// set before the proxy serves.
-type verdicts struct{ datapath *datapath.Datapath }
-
-func (v *verdicts) Flow(network policy.Network, client, destination netip.AddrPort) (proxy.Route, bool) {
-	name, ok := v.datapath.ProxiedTo(network, client, destination)
-	return proxy.Route{Outbound: name}, ok
-}
-
-func (v *verdicts) Decide(_ context.Context, network policy.Network, client, destination netip.AddrPort, _ string) (proxy.Route, bool) {
-	return v.Flow(network, client, destination)
 }

@@ -1,10 +1,12 @@
 package gateway
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,16 +20,27 @@ import (
 // Plan is a configuration with all that is made of it before the kernel is touched. What fails to become
 // a Plan is refused by run, reload and check alike, because all of them call Load.
 type Plan struct {
-	Config    *config.Config
-	Path      string // absolute path of the file; empty: the built-in default
-	Digest    string // SHA-256 of the file in hexadecimal; empty if it is no regular file
-	outbounds *outbound.Set
-	upstreams []upstream
+	Config     *config.Config
+	Path       string // absolute path of the file; empty: the built-in default
+	Digest     string // SHA-256 of the file in hexadecimal; empty if it is no regular file
+	outbounds  *outbound.Set
+	upstreams  []upstream
+	resolution *resolution // nil: DNS is ordinary traffic
+}
+
+// surroundings are what a plan needs of the gateway that it is for. Without one, as when a file is only checked, they
+// are empty.
+type surroundings struct {
+	own    func(netip.Addr) bool
+	lookup func(ctx context.Context, host string) ([]netip.Addr, error) // nil: the system's resolver
+	log    *slog.Logger
 }
 
 // Load reads a configuration file, or takes the built-in default for "", makes its outbounds and checks the
 // whole policy. Nothing is opened and no name is looked up. Errors are lines of the form FILE:LINE: ….
-func Load(path string) (*Plan, error) {
+func Load(path string) (*Plan, error) { return loadFor(path, surroundings{}) }
+
+func loadFor(path string, s surroundings) (_ *Plan, err error) {
 	p := &Plan{}
 	if path == "" {
 		p.Config = config.Default()
@@ -38,9 +51,17 @@ func Load(path string) (*Plan, error) {
 		}
 		p.Config, p.Path, p.Digest = c, absolute(path), digest(path)
 	}
-	if err := p.makeOutbounds(); err != nil {
+	if err := p.makeOutbounds(s); err != nil {
 		return nil, err
 	}
+	if err := p.makeResolution(s); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.resolution.close()
+		}
+	}()
 	// Names are not known yet, but their rules will count against the limit: each stands in with an address.
 	widest := p.combine(func(host string) []netip.Addr {
 		if found := literal(host); found != nil {
@@ -73,8 +94,9 @@ func digest(path string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (p *Plan) makeOutbounds() error {
+func (p *Plan) makeOutbounds(s surroundings) error {
 	options := outbound.Options{
+		Lookup:      s.lookup,
 		Control:     markOwn,
 		DialTimeout: p.Config.Proxy.DialTimeout,
 		Timeout:     p.Config.Proxy.HandshakeTimeout,

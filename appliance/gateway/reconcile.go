@@ -66,9 +66,16 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 	}
 	lan := lanInterfaces(plan.Config.Interfaces.LAN, snapshot, before.lan)
 	desired := desire(plan.Config, policy, lan, snapshot)
-	sockets := g.proxy.Sockets()
-	desired.Sockets = datapath.Sockets{TCP4: sockets.TCP4, TCP6: sockets.TCP6, UDP4: sockets.UDP4, UDP6: sockets.UDP6}
+	desired.Sockets = datapath.Sockets(g.proxy.Sockets())
+	if plan.resolution != nil {
+		desired.DNS = datapath.Sockets(g.dns.Sockets())
+		desired.Resolvers = plan.resolution.addresses()
+	}
+	forget := g.neighbours.update(plan.Config, lan, snapshot)
+	undo := g.verdicts.use(plan.Config)
 	if err := g.datapath.Apply(ctx, desired); err != nil {
+		forget()
+		undo()
 		return err
 	}
 	g.mu.Lock()
@@ -139,10 +146,18 @@ func (g *gateway) reload(ctx context.Context, snapshot *netstate.Snapshot) admin
 }
 
 // replace puts the configuration as it is now in force.
-func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (*Plan, error) {
-	plan, err := Load(g.options.ConfigFile)
+func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *Plan, err error) {
+	plan, err := loadFor(g.options.ConfigFile, g.surroundings())
 	if err != nil {
 		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			plan.resolution.close()
+		}
+	}()
+	if plan.resolution != nil && g.dns == nil {
+		return nil, plan.Config.DNS.Position.Errorf("dns: %w; free the port and restart", g.noDNS)
 	}
 	commit, abort, err := g.metrics.Prepare(plan.Config.Metrics.Listen)
 	if err != nil {
@@ -150,12 +165,15 @@ func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (*Pl
 	}
 	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
 	undo := g.outbounds.use(plan.outbounds)
+	before := g.resolve(plan.resolution)
 	if err := g.establish(ctx, plan, snapshot); err != nil {
+		g.resolve(before)
 		undo()
 		abort()
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
 	}
 	commit()
+	g.retired.Go(before.close) // it finishes what it has begun
 	if g.proxyOptions(plan, g.relay.Verdicts) != g.relay {
 		g.log.Warn("the proxy's times and the clients' shares of it have changed: they take effect at the next start")
 	}

@@ -10,6 +10,7 @@ import (
 
 	"sidegate/appliance/admin"
 	"sidegate/appliance/config"
+	"sidegate/appliance/datapath"
 	"sidegate/appliance/policy"
 )
 
@@ -38,6 +39,7 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 			"clients": admin.Table(d.Clients),
 		},
 		Proxy: g.proxyStatus(),
+		DNS:   g.dnsStatus(),
 	}
 	for _, l := range force.lan {
 		name := l.device
@@ -97,7 +99,41 @@ func (g *gateway) Flows(context.Context) ([]admin.Flow, error) {
 	return out, nil
 }
 
-func (g *gateway) Names(context.Context) ([]admin.Name, error) { return []admin.Name{}, nil }
+// Names lists what clients have learned.
+func (g *gateway) Names(context.Context) ([]admin.Name, error) {
+	return namesOf(g.datapath.Names()), nil
+}
+
+func namesOf(known []datapath.KnownName) []admin.Name {
+	out := make([]admin.Name, len(known))
+	for i, n := range known {
+		out[i] = admin.Name{
+			Client: n.Client, Address: n.Address, Names: n.Names, Source: n.Source.String(),
+			Age: n.Age.Seconds(), Expires: n.Expires.Seconds(),
+		}
+	}
+	return out
+}
+
+func (g *gateway) dnsStatus() *admin.DNS {
+	if g.dns == nil || g.resolution.Load() == nil {
+		return nil
+	}
+	s := g.dns.Stats()
+	d := &admin.DNS{
+		Queries: s.Queries, Cached: s.Cached, Stale: s.Stale, Failed: s.Failed, Truncated: s.Truncated,
+		Taught: s.Taught, Filtered: s.Filtered, Connections: s.Connections, Entries: s.Entries,
+		Upstreams: map[string]admin.DNSUpstream{},
+		Dropped:   map[string]uint64{},
+	}
+	for name, u := range s.Upstreams {
+		d.Upstreams[name] = admin.DNSUpstream(u)
+	}
+	for reason, n := range s.Dropped {
+		d.Dropped[reason.String()] = n
+	}
+	return d
+}
 
 func (g *gateway) Rules(context.Context) ([]admin.Rule, error) {
 	counts, err := g.datapath.Rules()
@@ -138,17 +174,23 @@ func (g *gateway) Explain(_ context.Context, facts map[string][]string) (admin.L
 		return admin.LiveExplanation{}, admin.BadRequest{Err: err}
 	}
 	force := g.current()
+	var sources admin.Sources
+	if len(flow.Names) == 0 && flow.Destination.Addr().IsValid() {
+		sources.Names = namesOf(g.datapath.NamesOf(flow.Source.Addr(), flow.SourceMAC, flow.Destination.Addr()))
+		flow.Names = sources.Known()
+	}
 	e := admin.LiveExplanation{
 		Config:     force.describe(),
 		Generation: g.datapath.Generation(),
 		Policy:     force.policy.explain(flow),
 	}
+	e.Policy.Sources.Names = sources.Names
 	if flow.Destination.Addr().IsValid() {
 		kernel, err := g.datapath.Query(flow)
 		if err != nil {
 			return admin.LiveExplanation{}, err
 		}
-		answer := force.policy.answer(kernel)
+		answer := force.policy.answer(kernel.Decision)
 		e.Kernel = &answer
 	}
 	return e, nil

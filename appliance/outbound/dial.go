@@ -88,7 +88,7 @@ func (u *upstream) open(ctx context.Context, talk func(context.Context, *net.TCP
 	ctx, cancel := context.WithTimeout(ctx, u.options.timeout())
 	defer cancel()
 
-	c, err := u.dialer.DialContext(ctx, "tcp", u.address())
+	c, err := u.connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s cannot be reached: %w", u, bare(err))
 	}

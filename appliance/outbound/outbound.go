@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 )
@@ -63,6 +64,8 @@ type Options struct {
 	// Control is called for each socket before it is bound or connected, those of name look-ups
 	// included; the gateway sets its firewall mark here. May be nil.
 	Control func(network, address string, c syscall.RawConn) error
+	// Lookup finds the addresses of an upstream's host, best first; nil: as /etc/resolv.conf and /etc/hosts say.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 	// DialTimeout bounds the look-up of the upstream's name and the TCP connection; 0 is 5 s.
 	DialTimeout time.Duration
 	// Timeout bounds the whole of DialTCP or AssociateUDP, DialTimeout included; 0 is 10 s.
