@@ -54,6 +54,9 @@ func accept(a *ask, m *dns.Msg) (*answer, error) {
 		}
 		owner = next
 	}
+	if ended && m.Rcode == dns.RcodeNameError {
+		return nil, errors.New("the answer says that the name does not exist, and what it has")
+	}
 	got.takeAuthority(a, owner, ended, m.Ns)
 	got.takeTTL(ended)
 	return got, nil
@@ -179,19 +182,59 @@ func seconds(ttl uint32) time.Duration {
 	return time.Duration(ttl) * time.Second
 }
 
-// addresses are those that a client could use.
-func (got *answer) addresses() []netip.Addr {
+// hostAddresses are those of the name itself.
+func (got *answer) hostAddresses() []netip.Addr {
 	var all []netip.Addr
-	for _, l := range got.lessons() {
-		all = append(all, l.addrs...)
+	for _, record := range got.records {
+		if addr, ok := recordAddress(record); ok {
+			all = append(all, addr)
+		}
 	}
 	return all
 }
 
-// lessons are what has to be taught before a client gets the answer.
+// addresses are all that a client could use.
+func (got *answer) addresses() []netip.Addr {
+	all := got.hostAddresses()
+	for _, record := range got.records {
+		if s := service(record); s != nil {
+			all = append(all, hints(s)...)
+		}
+	}
+	return all
+}
+
+// recordAddress is the address in a record of one.
+func recordAddress(record dns.RR) (netip.Addr, bool) {
+	switch record := record.(type) {
+	case *dns.A:
+		return addrOf(record.A, true)
+	case *dns.AAAA:
+		return addrOf(record.AAAA, false)
+	}
+	return netip.Addr{}, false
+}
+
+// service is the part that HTTPS and SVCB records share; nil for others.
+func service(record dns.RR) *dns.SVCB {
+	switch record := record.(type) {
+	case *dns.HTTPS:
+		return &record.SVCB
+	case *dns.SVCB:
+		return record
+	}
+	return nil
+}
+
+// lessons are what has to be taught before a client gets the answer. Addresses that no gateway forwards to,
+// such as 0.0.0.0 in a list of hosts, are nothing to learn.
 func (got *answer) lessons() []lesson {
 	var lessons []lesson
 	add := func(names []string, addrs ...netip.Addr) {
+		for i := range addrs {
+			addrs[i] = addrs[i].Unmap()
+		}
+		addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool { return !a.IsGlobalUnicast() })
 		if len(addrs) == 0 || len(names) == 0 {
 			return
 		}
@@ -202,19 +245,11 @@ func (got *answer) lessons() []lesson {
 		lessons = append(lessons, lesson{names, addrs})
 	}
 	for _, record := range got.records {
-		switch record := record.(type) {
-		case *dns.A:
-			if addr, ok := addrOf(record.A, true); ok {
-				add(got.names, addr)
-			}
-		case *dns.AAAA:
-			if addr, ok := addrOf(record.AAAA, false); ok {
-				add(got.names, addr)
-			}
-		case *dns.HTTPS:
-			add(serviceNames(got.names, &record.SVCB), hints(&record.SVCB)...)
-		case *dns.SVCB:
-			add(serviceNames(got.names, record), hints(record)...)
+		if addr, ok := recordAddress(record); ok {
+			add(got.names, addr)
+		}
+		if s := service(record); s != nil {
+			add(serviceNames(got.names, s), hints(s)...)
 		}
 	}
 	return lessons

@@ -16,7 +16,6 @@ import (
 	"github.com/miekg/dns"
 )
 
-
 func anyAnswer(q *dns.Msg) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetReply(q)

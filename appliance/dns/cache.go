@@ -15,9 +15,10 @@ type entry struct {
 	ttls      []uint16 // where its TTLs are
 	rcode     int
 	authentic bool
-	failed    bool  // no answer at all: the upstream failed
-	stored    int64 // monotonic, nanoseconds
-	life      int64 // nanoseconds; 0: for those who wait for it and nobody else
+	failed    bool         // no answer at all: the upstream failed
+	stored    int64        // monotonic, nanoseconds
+	life      int64        // nanoseconds; 0: for those who wait for it and nobody else
+	addrs     []netip.Addr // of the name, if they were asked for
 	lessons   []lesson
 
 	// guarded by the shard's mutex
@@ -115,25 +116,25 @@ const (
 	waiting // as stale, but its upstream failed a moment ago
 )
 
-// get finds an entry for a question.
-func (c *cache) get(key []byte, now int64) (*entry, found) {
+// get finds an entry for a question. If renew is true the caller has to have it renewed.
+func (c *cache) get(key []byte, now int64) (e *entry, how found, renew bool) {
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.entries[string(key)]
+	e = s.entries[string(key)]
 	switch {
 	case e == nil:
-		return nil, nothing
+		return nil, nothing, false
 	case now < e.expires():
 		e.visited = true
-		return e, fresh
+		return e, fresh, c.renews(e, now)
 	case e.failed || now >= e.expires()+c.stale:
 		s.remove(e)
-		return nil, nothing
+		return nil, nothing, false
 	case now < e.retry:
-		return e, waiting
+		return e, waiting, false
 	}
-	return e, stale
+	return e, stale, false
 }
 
 // ready finds an entry that can be sent to a client at once: it is fresh, and the client has been taught.

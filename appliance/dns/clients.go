@@ -75,8 +75,9 @@ func (c *clients) known(addr *[16]byte, r *Resolver, now int64) (*view, Reason) 
 	return k.view, 0
 }
 
-// admit learns who a client is, if need be, and counts a query as under way until leave.
-func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (*client, *view, Reason) {
+// admit learns who a client is, if need be, and counts a query as under way until leave. If counts is true
+// it is also taken from the client's rate.
+func (c *clients) admit(addr [16]byte, r *Resolver, now int64, counts bool) (*client, *view, Reason) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := c.get(addr, now)
@@ -91,6 +92,8 @@ func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (*client, *view, 
 	switch {
 	case !k.allowed:
 		return nil, nil, NotAllowed
+	case counts && !k.rate.take(now, c.limits.Queries):
+		return nil, nil, ClientRate
 	case k.outstanding >= c.limits.Outstanding:
 		return nil, nil, ClientLimit
 	case c.outstanding >= maxOutstanding*3/4 && k.outstanding >= reserved, c.outstanding >= maxOutstanding:

@@ -34,7 +34,8 @@ type Exchanger interface {
 type Learner interface {
 	// Learn returns when the kernel knows. Names are in lower case without the last dot: the name that the
 	// client asked for, then those of its CNAME chain. It is called from many goroutines, again for each
-	// client, and with names without addresses never. An error keeps the answer from the client.
+	// client, never without addresses. It must not change the slices. An error keeps the answer from the
+	// client.
 	Learn(ctx context.Context, client netip.Addr, names []string, addrs []netip.Addr, ttl time.Duration) error
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -76,11 +75,11 @@ func (r *Resolver) preferred(ctx context.Context, b *ask, v Preference) (time.Du
 	if p := r.plan(b); p.version != v && p.version != AnyVersion {
 		return 0, false
 	}
-	e, _, late, err := r.resolve(ctx, b)
-	if err != nil || e.failed || !slices.ContainsFunc(e.lessons, func(l lesson) bool { return len(l.addrs) > 0 }) {
+	e, err := r.resolve(ctx, b)
+	if err != nil || len(e.addrs) == 0 {
 		return 0, false
 	}
-	if late {
+	if e.late {
 		return staleTTL * time.Second, true
 	}
 	return time.Duration(e.left(monotonic())) * time.Second, true
@@ -132,7 +131,7 @@ func (r *Resolver) entry(a *ask, got *answer) *entry {
 	life := r.clamp(got.ttl)
 	e := &entry{
 		key: string(a.key), rcode: got.rcode, authentic: got.authentic,
-		stored: monotonic(), life: int64(life), lessons: got.lessons(),
+		stored: monotonic(), life: int64(life), addrs: got.hostAddresses(), lessons: got.lessons(),
 	}
 	m := dns.Msg{Compress: true, Answer: got.records, Ns: got.authority}
 	m.Response, m.Rcode = true, got.rcode
@@ -157,6 +156,6 @@ func (r *Resolver) entry(a *ask, got *answer) *entry {
 		}
 		return r.failure(a)
 	}
-	e.wire = slices.Clip(wire)
+	e.wire = append(make([]byte, 0, len(wire)), wire...) // Pack's slice is longer than it needs to be
 	return e
 }

@@ -13,19 +13,15 @@ func (got *answer) filter(forbidden func(netip.Addr) bool) bool {
 	before := len(got.records)
 	changed := false
 	got.records = slices.DeleteFunc(got.records, func(record dns.RR) bool {
-		switch record := record.(type) {
-		case *dns.A:
-			addr, ok := addrOf(record.A, true)
-			return !ok || forbidden(addr)
-		case *dns.AAAA:
-			addr, ok := addrOf(record.AAAA, false)
-			return !ok || forbidden(addr)
-		case *dns.HTTPS:
-			changed = filterHints(&record.SVCB, forbidden) || changed
-		case *dns.SVCB:
-			changed = filterHints(record, forbidden) || changed
+		if s := service(record); s != nil {
+			changed = filterHints(s, forbidden) || changed
+			return false
 		}
-		return false
+		if t := record.Header().Rrtype; t != dns.TypeA && t != dns.TypeAAAA {
+			return false
+		}
+		addr, ok := recordAddress(record)
+		return !ok || forbidden(addr)
 	})
 	changed = changed || len(got.records) != before
 	if changed {
@@ -64,23 +60,18 @@ func filterHints(record *dns.SVCB, forbidden func(netip.Addr) bool) (changed boo
 func (got *answer) trim(version Preference, stripECH bool) {
 	changed := false
 	for _, record := range got.records {
-		var service *dns.SVCB
-		switch record := record.(type) {
-		case *dns.HTTPS:
-			service = &record.SVCB
-		case *dns.SVCB:
-			service = record
-		default:
+		s := service(record)
+		if s == nil {
 			continue
 		}
 		if stripECH {
-			changed = removeKeys(service, dns.SVCB_ECHCONFIG) || changed
+			changed = removeKeys(s, dns.SVCB_ECHCONFIG) || changed
 		}
 		switch {
-		case version == Only4, version == Prefer4 && hasKey(service, dns.SVCB_IPV4HINT):
-			changed = removeKeys(service, dns.SVCB_IPV6HINT) || changed
-		case version == Only6, version == Prefer6 && hasKey(service, dns.SVCB_IPV6HINT):
-			changed = removeKeys(service, dns.SVCB_IPV4HINT) || changed
+		case version == Only4, version == Prefer4 && hasKey(s, dns.SVCB_IPV4HINT):
+			changed = removeKeys(s, dns.SVCB_IPV6HINT) || changed
+		case version == Only6, version == Prefer6 && hasKey(s, dns.SVCB_IPV6HINT):
+			changed = removeKeys(s, dns.SVCB_IPV4HINT) || changed
 		}
 	}
 	if changed {

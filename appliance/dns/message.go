@@ -10,6 +10,7 @@ import (
 const (
 	headerSize = 12
 	maxName    = 255
+	maxMessage = 1<<16 - 1
 	minReply   = 512  // what every client takes by UDP
 	maxReply   = 1232 // what passes every path in one piece (DNS Flag Day 2020)
 	optSize    = 11   // an OPT record without options
@@ -91,6 +92,8 @@ func (q *query) parseRecords(b []byte, at int) bool {
 	}
 	return at == len(b)
 }
+
+func (q *query) unchecked() bool { return q.flags&flagUnchecked != 0 }
 
 func (q *query) opcode() int { return int(q.flags >> 11 & 15) }
 
@@ -204,7 +207,7 @@ func skipName(b []byte, at int) int {
 
 // findTTLs returns where the TTLs of a message's records are, OPT's not among them.
 func findTTLs(b []byte) (offsets []uint16, ok bool) {
-	if len(b) < headerSize || len(b) > 1<<16 {
+	if len(b) < headerSize || len(b) > maxMessage-optSize {
 		return nil, false
 	}
 	at := headerSize

@@ -267,19 +267,26 @@ func (r *Resolver) inFlight(key []byte) bool {
 	return r.flights[string(key)] != nil
 }
 
-// resolve finds the answer to a question, in the cache or by asking. If late is true, it is past its life.
-func (r *Resolver) resolve(ctx context.Context, a *ask) (e *entry, cached, late bool, err error) {
-	now := monotonic()
-	old, how := r.cache.get(a.key, now)
+// resolved is how a question was answered.
+type resolved struct {
+	*entry
+	cached bool
+	late   bool // past its life, because the upstream does not answer
+	renew  bool // the caller has to have it renewed
+}
+
+// resolve finds the answer to a question, in the cache or by asking.
+func (r *Resolver) resolve(ctx context.Context, a *ask) (resolved, error) {
+	old, how, renew := r.cache.get(a.key, monotonic())
 	switch how {
 	case fresh:
-		return old, true, false, nil
+		return resolved{entry: old, cached: true, renew: renew}, nil
 	case waiting:
-		return old, true, true, nil
+		return resolved{entry: old, cached: true, late: true}, nil
 	}
 	f, err := r.join(a)
 	if err != nil {
-		return nil, false, false, err
+		return resolved{}, err
 	}
 	var impatient <-chan time.Time
 	if old != nil {
@@ -290,13 +297,13 @@ func (r *Resolver) resolve(ctx context.Context, a *ask) (e *entry, cached, late 
 	select {
 	case <-f.done:
 		if f.entry.failed && old != nil {
-			return old, true, true, nil
+			return resolved{entry: old, cached: true, late: true}, nil
 		}
-		return f.entry, false, false, nil
+		return resolved{entry: f.entry}, nil
 	case <-impatient:
-		return old, true, true, nil
+		return resolved{entry: old, cached: true, late: true}, nil
 	case <-ctx.Done():
-		return nil, false, false, ctx.Err()
+		return resolved{}, ctx.Err()
 	}
 }
 
@@ -330,18 +337,17 @@ func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, error
 	if err != nil {
 		return nil, fmt.Errorf("looking up %q: %w", name, err)
 	}
-	type result struct {
-		entry *entry
-		err   error
-	}
 	types := [...]uint16{dns.TypeA, dns.TypeAAAA}
-	var results [len(types)]result
+	var results [len(types)]struct {
+		resolved
+		err error
+	}
 	var asking sync.WaitGroup
 	for i, qtype := range types {
 		asking.Go(func() {
 			a, err := newAsk(wire[:n], qtype, false, false, r.gateway)
 			if err == nil {
-				results[i].entry, _, _, err = r.resolve(ctx, a)
+				results[i].resolved, err = r.resolve(ctx, a)
 			}
 			results[i].err = err
 		})
@@ -353,12 +359,10 @@ func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, error
 		switch {
 		case result.err != nil:
 			failure = result.err
-		case result.entry.failed:
+		case result.failed:
 			failure = errors.New("no upstream answered")
 		default:
-			for _, l := range result.entry.lessons {
-				addrs = append(addrs, l.addrs...)
-			}
+			addrs = append(addrs, result.addrs...)
 		}
 	}
 	switch {

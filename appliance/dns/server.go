@@ -52,9 +52,7 @@ func Listen(o Options) (_ *Server, err error) {
 	if o.Learner == nil {
 		return nil, errors.New("opening the dns listeners: a learner is required")
 	}
-	o.setDefaults()
-	s := &Server{options: o, log: o.Log, clients: newClients(o), own: make(map[netip.Addr]bool)}
-	s.retired.upstreams = make(map[string]Upstream)
+	s := newServer(o)
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -75,6 +73,14 @@ func Listen(o Options) (_ *Server, err error) {
 		return nil, fmt.Errorf("opening the dns listener for tcp: %w", err)
 	}
 	return s, nil
+}
+
+// newServer makes one without sockets.
+func newServer(o Options) *Server {
+	o.setDefaults()
+	s := &Server{options: o, log: o.Log, clients: newClients(o), own: make(map[netip.Addr]bool)}
+	s.retired.upstreams = make(map[string]Upstream)
+	return s
 }
 
 func (o *Options) setDefaults() {
@@ -157,37 +163,50 @@ func (s *Server) close() {
 // queryTime bounds everything about one query.
 const queryTime = 2 * time.Second
 
-// quick appends the answer to a query that needs nothing to be waited for. If done is false the query has
-// to go through respond; an answer of no bytes is silence.
-func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]byte, limit int, now int64) (_ []byte, done bool) {
+// outcome is how far quick came with a query.
+type outcome uint8
+
+const (
+	answered outcome = iota // also with silence
+	strange                 // not enough is known of the client
+	missed                  // the cache lacks it, or the client has to be taught; it counts in the client's rate
+)
+
+// quick appends the answer to a query that needs nothing to be waited for.
+func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]byte, limit int, now int64) ([]byte, outcome) {
 	r := s.resolver.Load()
 	if r == nil {
-		return b, false
+		return b, strange
 	}
 	v, reason := s.clients.known(client, r, now)
 	if reason != 0 {
 		s.counters.drop(reason, 1)
-		return b, true
+		return b, answered
 	}
 	if v == nil {
-		return b, false
+		return b, strange
 	}
 	if rcode == dns.RcodeSuccess {
 		rcode = q.refusal()
 	}
 	if rcode != dns.RcodeSuccess {
-		return q.appendBare(b, rcode, 0), true
+		return q.appendBare(b, rcode, 0), answered
 	}
-	*key = appendKey((*key)[:0], q.name(), q.qtype, q.do, q.flags&flagUnchecked != 0, v)
+	*key = appendKey((*key)[:0], q.name(), q.qtype, q.do, q.unchecked(), v)
 	e, renew := r.cache.ready(*key, client, now)
 	if e == nil {
-		return b, false
+		return b, missed
 	}
 	if renew {
-		s.renew(r, q, v)
+		if a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), v); err == nil {
+			s.work.Go(func() { r.renew(a) })
+		}
 	}
 	s.counters.cached.Add(1)
-	return s.appendEntry(b, q, e, e.left(now), limit), true
+	if e.failed {
+		s.counters.failed.Add(1)
+	}
+	return s.appendEntry(b, q, e, e.left(now), limit), answered
 }
 
 // refusal is the rcode for what is not resolved, whatever the name.
@@ -203,64 +222,84 @@ func (q *query) refusal() int {
 	return dns.RcodeSuccess
 }
 
-// renew has the answer to a query renewed.
-func (s *Server) renew(r *Resolver, q *query, v *view) {
-	a, err := newAsk(q.name(), q.qtype, q.do, q.flags&flagUnchecked != 0, v)
-	if err == nil {
-		s.work.Go(func() { r.renew(a) })
-	}
+// arrival is a query that has to wait for something.
+type arrival struct {
+	packet  []byte
+	client  [16]byte
+	counted bool             // in the client's rate
+	limit   func(*query) int // how long the answer may be
 }
 
 // respond answers a query, and waits for what it needs. An answer of no bytes is silence.
-func (s *Server) respond(ctx context.Context, packet []byte, client [16]byte, limit func(*query) int) []byte {
+func (s *Server) respond(ctx context.Context, in arrival) []byte {
 	var q query
-	rcode, ok := q.parse(packet)
+	rcode, ok := q.parse(in.packet)
 	if !ok {
 		s.counters.drop(Malformed, 1)
 		return nil
 	}
-	r := s.resolver.Load()
-	if r == nil {
-		return s.servfail(nil, &q)
+	ctx, cancel := context.WithTimeout(ctx, queryTime)
+	defer cancel()
+	for {
+		r := s.resolver.Load()
+		if r == nil {
+			return s.servfail(&q)
+		}
+		answer, failed := s.attempt(ctx, r, in, &q, rcode)
+		switch {
+		case s.ctx.Err() != nil:
+			return nil // the client will ask again, and the next daemon answer
+		case failed && s.resolver.Load() != r:
+			in.counted = true // a reload closed the resolver: the next one may do better
+			continue
+		case failed:
+			s.counters.failed.Add(1)
+		}
+		return answer
 	}
-	c, v, reason := s.clients.admit(client, r, monotonic())
+}
+
+// attempt answers a query by one resolver. If failed is true the answer is SERVFAIL.
+func (s *Server) attempt(ctx context.Context, r *Resolver, in arrival, q *query, rcode int) (answer []byte, failed bool) {
+	c, v, reason := s.clients.admit(in.client, r, monotonic(), !in.counted)
 	if reason != 0 {
 		s.counters.drop(reason, 1)
-		return nil
+		return nil, false
 	}
 	defer s.clients.leave(c)
 	if rcode == dns.RcodeSuccess {
 		rcode = q.refusal()
 	}
 	if rcode != dns.RcodeSuccess {
-		return q.appendBare(nil, rcode, 0)
+		return q.appendBare(nil, rcode, 0), false
 	}
-	a, err := newAsk(q.name(), q.qtype, q.do, q.flags&flagUnchecked != 0, v)
+	a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), v)
 	if err != nil {
-		return q.appendBare(nil, dns.RcodeFormatError, 0)
+		return q.appendBare(nil, dns.RcodeFormatError, 0), false
 	}
-	if s.circular(r, a, client) {
-		return s.servfail(nil, &q)
+	if s.circular(r, a, in.client) {
+		return q.appendBare(nil, dns.RcodeServerFailure, 0), true
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTime)
-	defer cancel()
-	e, cached, late, err := r.resolve(ctx, a)
+	e, err := r.resolve(ctx, a)
 	if err != nil {
-		return s.servfail(nil, &q)
+		return q.appendBare(nil, dns.RcodeServerFailure, 0), true
+	}
+	if e.renew {
+		s.work.Go(func() { r.renew(a) })
 	}
 	left := e.left(monotonic())
-	if late {
+	if e.late {
 		left = staleTTL
 		s.counters.stale.Add(1)
 	}
-	if cached {
+	if e.cached {
 		s.counters.cached.Add(1)
 	}
-	if err := s.teach(ctx, r, e, client, left, late); err != nil {
-		s.log.Debug("answer withheld", "name", a.host, "client", netip.AddrFrom16(client).Unmap(), "error", err)
-		return s.servfail(nil, &q)
+	if err := s.teach(ctx, r, &e, in.client, left); err != nil {
+		s.log.Debug("answer withheld", "name", a.host, "client", netip.AddrFrom16(in.client).Unmap(), "error", err)
+		return q.appendBare(nil, dns.RcodeServerFailure, 0), true
 	}
-	return s.appendEntry(nil, &q, e, left, limit(&q))
+	return s.appendEntry(nil, q, e.entry, left, in.limit(q)), e.failed
 }
 
 // circular reports that an upstream asks us what we are asking it: it is behind us, and its own questions
@@ -277,34 +316,31 @@ func (s *Server) circular(r *Resolver, a *ask, client [16]byte) bool {
 }
 
 // teach returns when the client may have the answer.
-func (s *Server) teach(ctx context.Context, r *Resolver, e *entry, client [16]byte, left uint32, late bool) error {
-	if len(e.lessons) == 0 || !late && r.cache.isTaught(e, &client, monotonic()) {
+func (s *Server) teach(ctx context.Context, r *Resolver, e *resolved, client [16]byte, left uint32) error {
+	if len(e.lessons) == 0 || !e.late && r.cache.isTaught(e.entry, &client, monotonic()) {
 		return nil
 	}
-	addr := netip.AddrFrom16(client).Unmap()
+	addr, ttl := netip.AddrFrom16(client).Unmap(), time.Duration(max(left, 1))*time.Second
 	for _, l := range e.lessons {
 		s.counters.taught.Add(1)
-		if err := s.options.Learner.Learn(ctx, addr, l.names, l.addrs, time.Duration(left)*time.Second); err != nil {
+		if err := s.options.Learner.Learn(ctx, addr, l.names, l.addrs, ttl); err != nil {
 			return fmt.Errorf("learning %s: %w", l.names[0], err)
 		}
 	}
-	r.cache.learned(e, client, monotonic())
+	r.cache.learned(e.entry, client, monotonic())
 	return nil
 }
 
-func (s *Server) servfail(b []byte, q *query) []byte {
+func (s *Server) servfail(q *query) []byte {
 	s.counters.failed.Add(1)
-	return q.appendBare(b, dns.RcodeServerFailure, 0)
+	return q.appendBare(nil, dns.RcodeServerFailure, 0)
 }
 
 // appendEntry appends the answer that an entry is, for this query.
 func (s *Server) appendEntry(b []byte, q *query, e *entry, left uint32, limit int) []byte {
-	switch {
-	case e.wire == nil:
+	if e.wire == nil {
 		s.counters.drop(Rejected, 1)
 		return b
-	case e.rcode == dns.RcodeServerFailure:
-		s.counters.failed.Add(1)
 	}
 	reply, whole := q.appendWire(b, e, left, limit)
 	if !whole {

@@ -195,7 +195,7 @@ func (t *tcp) converse(ctx context.Context, c *net.TCPConn, client netip.Addr) {
 		slots <- struct{}{}
 		answering.Go(func() {
 			defer func() { <-slots }()
-			answer := t.server.respond(ctx, packet, client.As16(), wholeFrame)
+			answer := t.server.respond(ctx, arrival{packet: packet, client: client.As16(), limit: wholeFrame})
 			if len(answer) == 0 {
 				return
 			}
@@ -210,7 +210,7 @@ func (t *tcp) converse(ctx context.Context, c *net.TCPConn, client netip.Addr) {
 }
 
 // wholeFrame is the limit of an answer by TCP.
-func wholeFrame(*query) int { return 1<<16 - 1 }
+func wholeFrame(*query) int { return maxMessage }
 
 func readFrame(c io.Reader) ([]byte, error) {
 	var length [2]byte

@@ -99,31 +99,28 @@ func (l *udpListener) arrived(i int, now int64) {
 		return
 	}
 	addr := client.Addr().As16()
-	answer, done := s.quick(l.batch.answer(i), &q, rcode, &addr, &l.key, q.limit(), now)
-	if !done {
-		l.wait(packet, addr, l.batch.peers[i])
-		return
-	}
-	if len(answer) > 0 {
+	answer, how := s.quick(l.batch.answer(i), &q, rcode, &addr, &l.key, q.limit(), now)
+	switch {
+	case how != answered:
+		l.wait(arrival{slices.Clone(packet), addr, how == missed, (*query).limit}, l.batch.peers[i])
+	case len(answer) > 0:
 		l.batch.put(i, len(answer))
 	}
 }
 
 // wait answers a query that has to wait for something.
-func (l *udpListener) wait(packet []byte, client [16]byte, p peer) {
+func (l *udpListener) wait(in arrival, p peer) {
 	s := l.server
 	if s.waiting.Add(1) > maxOutstanding {
 		s.waiting.Add(-1)
 		s.counters.drop(Overloaded, 1)
 		return
 	}
-	packet = slices.Clone(packet)
 	s.work.Go(func() {
 		defer s.waiting.Add(-1)
-		answer := s.respond(s.ctx, packet, client, (*query).limit)
+		answer := s.respond(s.ctx, in)
 		if len(answer) > 0 && p.sendTo(l.fd, l.family, answer) != nil {
 			s.counters.drop(SendFailed, 1)
 		}
 	})
 }
-

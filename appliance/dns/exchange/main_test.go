@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -241,4 +243,16 @@ func freePort(t *testing.T) uint16 {
 
 func loopback(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+}
+
+// udpSockets counts the sockets that are connected to an address.
+func udpSockets(t *testing.T, to netip.AddrPort) int {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/udp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	four := to.Addr().As4()
+	slices.Reverse(four[:])
+	return strings.Count(string(table), fmt.Sprintf(" %X:%04X ", four, to.Port()))
 }
