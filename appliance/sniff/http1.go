@@ -1,0 +1,143 @@
+package sniff
+
+import (
+	"bytes"
+	"strings"
+)
+
+// maxMethod is beyond the longest registered method, UPDATEREDIRECTREF.
+const maxMethod = 32
+
+// http1 reads a request: RFC 9112 sections 3 and 5. What a strict server would refuse is taken where it is harmless, because some
+// server will take it.
+func http1(b []byte) Result {
+	if trimmed, ok := bytes.CutPrefix(b, []byte("\r")); ok { // one empty line before it: section 2.2
+		b = trimmed
+	}
+	b = bytes.TrimPrefix(b, []byte("\n"))
+
+	line, b, whole := cutLine(b)
+	status, host := requestLine(line, whole)
+	switch {
+	case status != Found:
+		return Result{Status: status}
+	case host != "": // it overrides the field: section 3.2.2
+		return named(ProtocolHTTP1, host)
+	}
+	for {
+		line, b, whole = cutLine(b)
+		switch {
+		case bytes.ContainsFunc(line, isControl):
+			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
+		case !whole:
+			return Result{Status: More, Protocol: ProtocolHTTP1}
+		case len(line) == 0: // the header's end
+			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
+		case line[0] == ' ' || line[0] == '\t': // the line before goes on: section 5.2
+			continue
+		}
+		field, value, ok := bytes.Cut(line, []byte(":"))
+		if !ok {
+			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
+		}
+		if strings.EqualFold(string(bytes.TrimRight(field, " \t")), "host") {
+			return named(ProtocolHTTP1, withoutPort(string(bytes.Trim(value, " \t"))))
+		}
+	}
+}
+
+// cutLine cuts the first line off, without its end; whole says that its end has come. A bare LF ends one too: section 2.2.
+func cutLine(b []byte) (line, rest []byte, whole bool) {
+	line, rest, whole = bytes.Cut(b, []byte("\n"))
+	return bytes.TrimSuffix(line, []byte("\r")), rest, whole
+}
+
+func isControl(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
+
+// requestLine is Found for a request line, with the host if its target has one; More for what may become one.
+func requestLine(line []byte, whole bool) (Status, string) {
+	unfinished := More
+	if whole {
+		unfinished = Nothing
+	}
+	method := 0
+	for method < len(line) && isMethod(line[method]) {
+		method++
+	}
+	if method > maxMethod {
+		return Nothing, ""
+	}
+	if method == len(line) {
+		return unfinished, ""
+	}
+	if method == 0 || line[method] != ' ' {
+		return Nothing, ""
+	}
+
+	target := line[method+1:]
+	end := bytes.IndexFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f })
+	if end >= 0 {
+		target = target[:end]
+	}
+	if len(target) == 0 {
+		if end >= 0 {
+			return Nothing, ""
+		}
+		return unfinished, ""
+	}
+	if c := target[0]; c != '/' && c != '*' && c != '[' && !isAlphanumeric(c) {
+		return Nothing, ""
+	}
+	if end < 0 {
+		return unfinished, ""
+	}
+
+	version := line[method+1+end:]
+	const wanted = " HTTP/1."
+	if !whole && len(version) <= len(wanted) && strings.HasPrefix(wanted, string(version)) {
+		return More, ""
+	}
+	if len(version) != len(wanted)+1 || string(version[:len(wanted)]) != wanted || version[len(wanted)] < '0' || version[len(wanted)] > '9' {
+		return Nothing, ""
+	}
+	if !whole {
+		return More, ""
+	}
+	return targetHost(string(line[:method]), string(target))
+}
+
+// isMethod is what common servers take in a method. The grammar allows more, such as digits and full stops, and with it the
+// beginnings of other protocols (SSH-2.0).
+func isMethod(c byte) bool { return 'A' <= c && c <= 'Z' || c == '-' || c == '_' }
+
+func isAlphanumeric(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+// targetHost is the host of a target in absolute or authority form, and empty for the other two: RFC 9112 section 3.2.
+func targetHost(method, target string) (Status, string) {
+	if method == "CONNECT" {
+		return authorityHost(target)
+	}
+	if target[0] == '/' || target[0] == '*' {
+		return Found, ""
+	}
+	scheme, rest, ok := strings.Cut(target, "://")
+	if !ok || strings.TrimLeft(scheme, schemeBytes) != "" {
+		return Nothing, ""
+	}
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		rest = rest[:i]
+	}
+	return authorityHost(rest)
+}
+
+const schemeBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-."
+
+func authorityHost(authority string) (Status, string) {
+	host := withoutPort(authority)
+	if host == "" {
+		return Nothing, ""
+	}
+	return Found, host
+}

@@ -1,0 +1,98 @@
+package sniff
+
+// Types of frames: RFC 9000 section 19.
+const (
+	quicPadding = 0x00
+	quicPing    = 0x01
+	quicAck     = 0x02
+	quicAckECN  = 0x03
+	quicCrypto  = 0x06
+)
+
+// QUIC puts a ClientHello together out of the datagrams that a client sends from one address and port to another, in whatever order
+// they come. Its zero value is ready. It keeps no datagram, but up to MaxStream bytes of the handshake, a bit for each,
+// and the keys of one connection: 20 KiB at most.
+type QUIC struct {
+	keys   *initialKeys // of the last packet that they opened
+	hello  assembly
+	opened bool   // some packet was an Initial indeed
+	done   Result // the answer, once it is final
+}
+
+// Datagram reads one more datagram, which it neither keeps nor changes. As long as none was an Initial of a known version it is Nothing,
+// whatever the datagram is; after that, what is none is passed over.
+func (q *QUIC) Datagram(b []byte) Result {
+	if q.done.Status != 0 {
+		return q.done
+	}
+	q.read(b)
+	if !q.opened {
+		return Result{Status: Nothing}
+	}
+	result := clientHello(q.hello.beginning(), ProtocolQUIC)
+	if result.Status == More && len(q.hello.beginning()) == MaxStream {
+		result = result.last()
+	}
+	if result.Status != More {
+		*q = QUIC{opened: true, done: result}
+	}
+	return result
+}
+
+// read takes what a datagram's packets say of the handshake. Only packets with the first one's connection ID are of this
+// client's connection (RFC 9000 section 12.2), which also bounds the keys to derive: one set for a datagram.
+func (q *QUIC) read(b []byte) {
+	var keys *initialKeys
+	for len(b) > 0 {
+		p, size := parsePacket(b)
+		if p == nil {
+			return
+		}
+		b = b[size:]
+		if p.kind != p.version.initial {
+			continue // 0-RTT, Handshake
+		}
+		if keys == nil {
+			if keys = q.keys; !keys.are(p) {
+				keys = deriveKeys(p.version, p.destination)
+			}
+		}
+		if !keys.are(p) {
+			return
+		}
+		if payload := keys.open(p); payload != nil {
+			q.keys, q.opened = keys, true
+			q.frames(payload)
+		}
+	}
+}
+
+// frames takes the CRYPTO frames of an Initial's payload: RFC 9000 section 12.4 says which others may be with them. It ends at what may
+// not.
+func (q *QUIC) frames(payload []byte) {
+	r := newReader(payload)
+	for r.more() {
+		switch kind := r.varint(); kind {
+		case quicPadding, quicPing:
+		case quicAck, quicAckECN:
+			r.varint() // largest acknowledged
+			r.varint() // delay
+			ranges := r.length()
+			r.varint() // first range
+			for i := 0; i < ranges && r.ok(); i++ {
+				r.varint()
+				r.varint()
+			}
+			if kind == quicAckECN {
+				r.varint()
+				r.varint()
+				r.varint()
+			}
+		case quicCrypto:
+			offset := r.length()
+			q.hello.insert(offset, r.take(r.length()))
+		default:
+			return // CONNECTION_CLOSE, or what is against the protocol
+		}
+	}
+}
