@@ -17,8 +17,9 @@ var layout = map[string][]string{
 	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin", "lab"},
 	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin"},
 	"proxy":    {"sniff", "outbound"},
+	"config":   {"geodata"},
 
-	"policy": {}, "config": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
+	"policy": {}, "geodata": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
 	"doctor": {}, "admin": {}, "lab": {},
 
 	// no part of the product: they measure and try the built program

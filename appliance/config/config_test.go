@@ -55,7 +55,7 @@ func TestExample(t *testing.T) {
 	if want := (Proxy{5 * time.Second, 10 * time.Second, 2 * time.Hour, 5 * time.Minute}); c.Proxy != want {
 		t.Errorf("proxy %+v", c.Proxy)
 	}
-	if want := (PerClient{8192, 16384, 512, 2048, 0}); c.PerClient != want {
+	if want := (PerClient{8192, 16384, 512, 2048, 250000}); c.PerClient != want {
 		t.Errorf("per_client %+v", c.PerClient)
 	}
 	us := c.Outbounds["us"]
@@ -73,6 +73,11 @@ func TestExample(t *testing.T) {
 	}
 	for key := range ruleKeys {
 		wanted = append(wanted, key)
+	}
+	for _, table := range []any{dnsKeys, dnsUpstreamKeys, dnsRuleKeys, dnsResponseKeys, dnsCacheKeys, geodataKeys, perClientKeys} {
+		for _, key := range reflect.ValueOf(table).MapKeys() {
+			wanted = append(wanted, key.String())
+		}
 	}
 	for key := range flowKeys {
 		wanted = append(wanted, key)

@@ -113,13 +113,15 @@ func TestDNSCircles(t *testing.T) {
 		{"an answer may be judged so that it needs the detour", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ from: isp, not: { ip_is_private: true }, upstream: doh }]", circle},
 		{"other names are judged", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ domain: www.example, ip_cidr: 192.0.2.0/24, upstream: doh }]", ""},
 		{"other upstreams are judged", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ from: doh, ip_cidr: 192.0.2.0/24, upstream: isp }]", ""},
+		{"another upstream's answer is judged so", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ from: other, ip_cidr: 192.0.2.0/24, upstream: doh }]", ""},
+		{"an answer is judged, and that of the next upstream too", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ from: other, ip_cidr: 192.0.2.0/24, upstream: doh }, { from: isp, ip_cidr: 198.51.100.0/24, upstream: other }]", circle},
 		{"it is accepted before", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ domain: hk.example, accept: true }, { from: isp, not: { ip_is_private: true }, upstream: doh }]", ""},
 		{"it may not be accepted before", "hk.example", "rules: [{ domain: hk.example, upstream: isp }], responses: [{ domain: hk.example, ip_cidr: 192.0.2.1, accept: true }, { from: isp, not: { ip_is_private: true }, upstream: doh }]", circle},
 	} {
 		text := fmt.Sprintf(`
 default: direct
 outbounds: { hk: { url: "socks5://%s:1080" } }
-dns: { upstreams: { isp: "udp://192.168.0.1", doh: { url: "https://192.0.2.53/dns-query", detour: hk } }, default: doh, %s }
+dns: { upstreams: { isp: "udp://192.168.0.1", other: "udp://192.168.0.3", doh: { url: "https://192.0.2.53/dns-query", detour: hk } }, default: doh, %s }
 `, try.outbound, try.dns)
 		_, err := Parse("c.yaml", []byte(text), YAML)
 		switch {
@@ -128,6 +130,33 @@ dns: { upstreams: { isp: "udp://192.168.0.1", doh: { url: "https://192.0.2.53/dn
 		case try.wrong != "" && (err == nil || !strings.Contains(err.Error(), try.wrong) || strings.Contains(err.Error(), "\n")):
 			t.Errorf("%s: got %v, want %s", try.about, err, try.wrong)
 		}
+	}
+}
+
+// TestDNSCircleOfMany goes through several upstreams, and is told once.
+func TestDNSCircleOfMany(t *testing.T) {
+	const text = `
+default: direct
+outbounds: { de: { url: "http://de.example:80" }, hk: { url: "socks5://hk.example" }, us: { url: "http://us.example:80" } }
+dns:
+  default: z
+  upstreams:
+    a: { url: "tls://192.0.2.1", detour: hk }
+    b: { url: "tls://192.0.2.2", detour: us }
+    aa: { url: "tls://192.0.2.3", detour: de }
+    z: "udp://192.168.0.1"
+  rules:
+    - { domain: hk.example, query_type: A, upstream: aa }
+    - { domain: hk.example, upstream: b }
+    - { domain: us.example, upstream: a }
+`
+	_, err := Parse("c.yaml", []byte(text), YAML)
+	// aa is gone through in vain, and is no part of the circle.
+	const want = `c.yaml:7: dns upstream "a": detour: it needs hk, whose host hk.example is looked up through upstream "b", ` +
+		`which needs us, whose host us.example is looked up through upstream "a"; ` +
+		`give hk an address in its url, list hk.example under hosts of dns, or send it to another upstream by a rule`
+	if fmt.Sprint(err) != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
 
@@ -257,6 +286,28 @@ func TestQueryType(t *testing.T) {
 		if got, ok := queryType(text); ok != (want != 0) || ok && got != want {
 			t.Errorf("%q: %d, %t", text, got, ok)
 		}
+	}
+}
+
+// TestOrigin says where lists come from.
+func TestOrigin(t *testing.T) {
+	c, err := Load("testdata/example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, list := range []struct{ kind, name, file string }{
+		{"geosite", "cn", "testdata/geosite.dat"},
+		{"geoip", "cn", "testdata/geoip.dat"},
+		{"geosite", "mine", "testdata/mine.txt"},
+		{"geoip", "mine", "testdata/mine.txt"},
+		{"geoip", "hk", ""}, // nobody wants it
+	} {
+		if got := c.Origin(list.kind, list.name); got != list.file {
+			t.Errorf("%s %s comes from %q, want %q", list.kind, list.name, got, list.file)
+		}
+	}
+	if got := parse(t, "default: direct\n").Origin("geosite", "cn"); got != "" {
+		t.Errorf("without geodata, cn comes from %q", got)
 	}
 }
 

@@ -1,11 +1,13 @@
 package config
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 
+	"sidegate/appliance/geodata"
 	"sidegate/appliance/policy"
 )
 
@@ -19,8 +21,9 @@ type Geodata struct {
 
 func (d *decoder) geodata(at string, n *yaml.Node, c *draft) {
 	c.Geodata.Position = Position{d.file, n.Line}
-	entries := d.entries(at, n)
-	decode(d, at, entries, geodataKeys, nil, &c.Geodata)
+	before := len(d.errs)
+	decode(d, at, d.entries(at, n), geodataKeys, nil, &c.Geodata)
+	c.geodataBroken = len(d.errs) > before
 	beside := func(path *string) {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(c.directory, *path)
@@ -62,7 +65,7 @@ var geodataKeys = keys[Geodata]{
 // listUse is where a rule names a list.
 type listUse struct {
 	at   string // the rule
-	kind string // geosite or geoip
+	kind string // geodata.Geosite or Geoip, which are the keys of the fields too
 	name string // lower case
 	line int
 }
@@ -70,7 +73,7 @@ type listUse struct {
 // noteLists remembers the lists that a condition names.
 func (d *decoder) noteLists(at string, c policy.Condition, lines []int) {
 	kind := c.Field.Key
-	if kind != "geosite" && kind != "geoip" {
+	if kind != geodata.Geosite && kind != geodata.Geoip {
 		return
 	}
 	for i, v := range c.Values {
@@ -78,21 +81,64 @@ func (d *decoder) noteLists(at string, c policy.Condition, lines []int) {
 	}
 }
 
-// linkGeodata loads the lists that rules name. What is wrong with a list is said where it is named.
+// linkGeodata loads the lists that rules name. What is wrong with one is said where it is first named.
 func (d *decoder) linkGeodata(c *draft) {
-	var there []listUse
-	for _, use := range d.lists {
-		file := c.Geodata.Geosite
-		if use.kind == "geoip" {
-			file = c.Geodata.Geoip
-		}
-		switch _, set := c.Geodata.Sets[use.name]; {
-		case file != "" || set:
-			there = append(there, use)
-		case c.Geodata.Position.Line == 0:
+	if c.Geodata.Position.Line == 0 {
+		for _, use := range d.lists {
 			d.errorf(use.line, "%s%s %s: there is no geodata; add it: geodata: { %s: FILE }", use.at, use.kind, quote(use.name), use.kind)
-		default:
-			d.errorf(use.line, "%s%s %s: geodata has neither a %s file nor a set of this name; add one", use.at, use.kind, quote(use.name), use.kind)
+		}
+		return
+	}
+	if c.geodataBroken {
+		return // reported
+	}
+	var wanted geodata.Wanted
+	for _, use := range d.lists {
+		if use.kind == geodata.Geoip {
+			wanted.Codes = append(wanted.Codes, use.name)
+		} else {
+			wanted.Sites = append(wanted.Sites, use.name)
 		}
 	}
+	lists, err := geodata.Load(geodata.Sources{Geosite: c.Geodata.Geosite, Geoip: c.Geodata.Geoip, Sets: c.Geodata.Sets}, wanted)
+	if err == nil {
+		c.Policy.Geo = lists
+		return
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		d.errorf(c.Geodata.Position.Line, "geodata: %w", err)
+		return
+	}
+	for _, err := range joined.Unwrap() {
+		d.defect(c, err)
+	}
+}
+
+// defect reports what is wrong with a list, or with the file that it is looked for in.
+func (d *decoder) defect(c *draft, err error) {
+	if defect := (*geodata.Defect)(nil); errors.As(err, &defect) {
+		for _, use := range d.lists {
+			if use.kind != defect.Kind || use.name != defect.Name {
+				continue
+			}
+			at := use.at
+			if defect.File != "" {
+				at += use.kind + ": "
+			}
+			d.errorf(use.line, "%s%w", at, err)
+			return
+		}
+	}
+	d.errorf(c.Geodata.Position.Line, "geodata: %w", err)
+}
+
+// Origin is the file that a list was read from. The kind is geosite or geoip, the name in lower case.
+// It is empty if no rule names the list.
+func (c *Config) Origin(kind, name string) string {
+	lists, ok := c.Policy.Geo.(*geodata.Data)
+	if !ok {
+		return ""
+	}
+	return lists.Origin(kind, name)
 }

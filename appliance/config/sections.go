@@ -20,6 +20,8 @@ type draft struct {
 	fallback  reference // default:
 	tests     []expectation
 	dns       dnsDraft
+
+	geodataBroken bool // its section has errors
 }
 
 // reference is the name of an outbound, and where it stands.
