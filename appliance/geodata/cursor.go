@@ -33,10 +33,19 @@ type cursor struct {
 	err  error
 }
 
+// truncated notes the first error.
+func (c *cursor) truncated() {
+	if c.err == nil {
+		c.err = errTruncated
+	}
+}
+
 // take returns the next n bytes, without copying them.
 func (c *cursor) take(n uint64) []byte {
-	if c.err != nil || n > uint64(len(c.rest)) {
-		c.err = errTruncated
+	if n > uint64(len(c.rest)) {
+		c.truncated()
+	}
+	if c.err != nil {
 		return nil
 	}
 	taken := c.rest[:n]
@@ -61,7 +70,7 @@ func (c *cursor) uint64() uint64 {
 func (c *cursor) uvarint() uint64 {
 	n, size := binary.Uvarint(c.rest)
 	if size <= 0 {
-		c.err = errTruncated
+		c.truncated()
 		return 0
 	}
 	c.take(uint64(size))
@@ -71,7 +80,7 @@ func (c *cursor) uvarint() uint64 {
 // words returns a number of 64-bit words.
 func (c *cursor) words(n uint64) words {
 	if n > uint64(len(c.rest))/8 {
-		c.err = errTruncated
+		c.truncated()
 		return nil
 	}
 	return words(c.take(n * 8))

@@ -209,7 +209,8 @@ func (l *loader) many(kind, file string, wanted []string, sets map[string]string
 	for _, name := range wanted {
 		switch c := found[name]; {
 		case c == nil:
-			l.defect(kind, name, file, fmt.Errorf("it has no list %q%s", name, didYouMean(name, all)))
+			category, _, _ := strings.Cut(name, "@")
+			l.defect(kind, name, file, fmt.Errorf("it has no list %q%s", name, didYouMean(category, all)))
 		case c.err != nil:
 			l.defect(kind, name, file, fmt.Errorf("%s %q: %w", kind, name, c.err))
 		default:

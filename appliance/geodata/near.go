@@ -17,7 +17,7 @@ func didYouMean(name string, all []string) string {
 	if len(name) <= 64 { // a longer one is no typing error, and slow to compare
 		for _, other := range all {
 			far := typingErrors(name, other)
-			if len(name) > 1 && far > 1 && (strings.Contains(other, name) || len(other) > 1 && strings.Contains(name, other)) {
+			if len(name) > 1 && far > 1 && (strings.Contains(other, name) || len(other) > 3 && strings.Contains(name, other)) {
 				far = 2 // after those with one error
 			}
 			if far <= 1+len(name)/4 {

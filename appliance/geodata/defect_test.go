@@ -1,0 +1,204 @@
+package geodata
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func site(codes ...string) []byte {
+	var data []byte
+	for _, c := range codes {
+		data = append(data, encodeSite(c, domain{2, c + ".example", []string{"ads", "cn"}})...)
+	}
+	return data
+}
+
+// Every defect is one line, which begins with the file and says what to do.
+func TestDefects(t *testing.T) {
+	srs := encodeSRS(2, rule(0, domainItem(false, []string{"a.example"}, nil), rangesItem(6, "10.0.0.0-10.0.0.9")))
+	for _, c := range []struct {
+		name string
+		data []byte
+		want string // behind the file's name
+	}{
+		{"empty file", nil, ": reading it: it is empty"},
+		{"web page", []byte("\n<!DOCTYPE html><p>not found"), ": it is a web page, not a set: the download went wrong; fetch the file itself"},
+		{"a file of many lists", site("cn"), ": it is binary data of many lists, not a set: name it under geosite or geoip"},
+		{"an .mmdb", encodeMMDB(map[string]any{"::/8": "zz"}), ": it is an .mmdb database, with lists of addresses, not a set: name it under geoip"},
+
+		{"bad name", []byte("a.example\n\nb..example\n"), `:3: domain "b..example": two dots follow each other, or the name begins with one: remove it`},
+		{"bad prefix", []byte("192.0.2.1/24"), `:1: ip_cidr "192.0.2.1/24": bits are set after the prefix length: write 192.0.2.0/24 for the network or 192.0.2.1 for the address`},
+		{"bad expression", []byte(`regexp:(?=x)`), ":1: domain_regex \"(?=x)\": not an RE2 expression: invalid or unsupported Perl syntax: `(?=`"},
+		{"URL", []byte("https://a.example/x"), `:1: "https://a.example/x": this is a URL: write only the host's name`},
+		{"ad blocker", []byte("||a.example^"), `:1: "||a.example^": this is an ad blocker's rule: take the list's form for hosts or DNS`},
+		{"Clash", []byte("DOMAIN-SUFFIX,a.example"), `:1: "DOMAIN-SUFFIX,a.example": this is a Clash rule: write only its name, behind +. if it is a suffix`},
+		{"YAML", []byte("payload:\n"), `:1: "payload:": this is YAML: take the list's text form`},
+		{"unknown prefix", []byte("domian:a.example"), `:1: "domian:a.example": neither a name nor an address: write full:, domain:, keyword: or regexp: before what it is`},
+		{"two on a line", []byte("a.example b.example"), `:1: "a.example b.example": write one entry a line`},
+		{"two behind a prefix", []byte("full:a.example b.example"), `:1: "full:a.example b.example": write one entry a line`},
+		{"attribute", []byte("a.example @ads"), `:1: "a.example @ads": attributes are read from geosite files only: remove it`},
+		{"bad hosts line", []byte("0.0.0.0 a.example b,c"), `:1: domain "b,c": ',' cannot be in a name: use letters, digits, hyphens and dots`},
+		{"no ASCII form", []byte("bü cher.example"), `:1: "bü cher.example": write one entry a line`},
+		{"wildcard within", []byte("a.*.example"), `:1: domain "a.*.example": names have no wildcards: use domain_suffix, domain_keyword or domain_regex`},
+		{"only addresses", []byte("192.0.2.0/24"), ": it lists only addresses: name it under geoip, not geosite"},
+
+		{"srs, cut", srs[:len(srs)-9], ": it is damaged: fetch it again (unexpected EOF)"},
+		{"srs, no zlib", []byte("SRS\x01 and then"), ": it is damaged: fetch it again (zlib: invalid header)"},
+		{"srs, too new", encodeSRS(6), ": its version is 6, and 1 to 5 can be read: compile it for an older sing-box"},
+		{"srs, only a mark", []byte("SRS"), ": its version is 0, and 1 to 5 can be read: compile it for an older sing-box"},
+		{"srs, ports", encodeSRS(1, rule(0, stringsItem(3, "x")), rule(0, portsItem(9, 443), stringsItem(3, "x"))), ": rule 2: it asks for port: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, ports last", encodeSRS(1, rule(0, stringsItem(3, "x"), portsItem(9, 443))), ": rule 1: it asks for port: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, AdGuard", encodeSRS(2, rule(0, []byte{16})), ": rule 1: it asks for adguard_domain: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, inverted", encodeSRS(1, rule(1, stringsItem(3, "x"))), ": rule 1: it is inverted: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, alternatives inverted", encodeSRS(1, logical(1, 1, rule(0, stringsItem(3, "x")))), ": rule 1: it is inverted: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, inverted within", encodeSRS(1, logical(1, 0, rule(1, stringsItem(3, "x")))), ": rule 2: it is inverted: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, both", encodeSRS(1, logical(0, 0, rule(0, stringsItem(3, "x")), rule(0, stringsItem(3, "y")))), ": rule 1: its 2 rules must all hold: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, all of none", encodeSRS(1, logical(0, 0)), ": rule 1: its 0 rules must all hold: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, everything", encodeSRS(1, rule(0)), ": rule 1: it has no condition, so it matches everything: a set is a list of names and addresses; write the rest in the rule that names it"},
+		{"srs, unknown item", encodeSRS(1, rule(0, []byte{200})), ": rule 1: item 200 is one that this version does not know"},
+		{"srs, unknown rule", encodeSRS(1, []byte{7}), ": rule 1 is of kind 7, which this version does not know"},
+		{"srs, too deep", encodeSRS(1, nested(40)), ": rule 17: more than 16 rules within each other"},
+		{"srs, bad expression", encodeSRS(1, rule(0, stringsItem(4, `(?<=x)`))), ": rule 1: domain_regex \"(?<=x)\": not an RE2 expression: invalid named capture: `(?<=x)`"},
+		{"srs, range upside down", encodeSRS(1, rule(0, rangesItem(6, "10.0.0.9-10.0.0.1"))), ": rule 1: the range from 10.0.0.9 to 10.0.0.1 is none"},
+		{"srs, range of both families", encodeSRS(1, rule(0, rangesItem(6, "10.0.0.9-::1"))), ": rule 1: the range from 10.0.0.9 to ::1 is none"},
+		{"srs, too many", encodeSRS(1), ": it has more than 32 MiB when unpacked"},
+
+		{"zstd, something else", zstdOf([]byte("MRS\x02 and then")), ": it is zstd data, but no mihomo rule set of version 1"},
+		{"mrs, classical", encodeMRS(2, 0, []byte{1}), ": it lists neither names nor addresses (behavior 2)"},
+		{"mrs, too new", encodeMRS(0, 0, []byte{2}), ": its list has version 2, and only 1 can be read"},
+		{"mrs, short", encodeMRS(1, 1, []byte{1, 0, 0, 0, 0, 0, 0, 0, 1}), ": it is damaged: it ends too early; fetch it again"},
+		{"mrs, half a wildcard", mrsDomains("a*.example"), `: "a*.example": a wildcard stands for whole labels only`},
+		{"mrs, cut", mrsDomains("a.example", "b.example")[:30], ": it is damaged: fetch it again (unexpected EOF)"},
+		{"mrs, no tree", encodeMRS(0, 0, append([]byte{1}, make([]byte, 24)...)), ": it is damaged: its names are no tree; fetch it again"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.name == "srs, too many" {
+				c.data = encodeSRS(1, bytes.Repeat([]byte{0}, maxUnpacked))
+			}
+			path := file(t, "list.x", c.data)
+			d, err := Load(Sources{Sets: map[string]string{"mine": path}}, Wanted{Sites: []string{"mine"}})
+			if err == nil {
+				t.Fatalf("loaded: %v", d)
+			}
+			if got := strings.TrimPrefix(err.Error(), path); got != c.want {
+				t.Errorf("%s\nwant %s", got, c.want)
+			}
+			var defect *Defect
+			if !errors.As(err, &defect) || defect.Kind != Geosite || defect.Name != "mine" || defect.File != path {
+				t.Errorf("not the list's defect: %+v", defect)
+			}
+		})
+	}
+}
+
+// nested is a rule within alternatives within alternatives.
+func nested(depth int) []byte {
+	if depth == 0 {
+		return rule(0, stringsItem(3, "x"))
+	}
+	return logical(1, 0, nested(depth-1))
+}
+
+// The same of the files of many lists.
+func TestDefectsOfMany(t *testing.T) {
+	many := site("cn", "google", "category-ads-all", "category-ads", "apple", "x")
+	ip := slices.Concat(encodeIP("cn", "10.0.0.0/8"), encodeIP("de", "192.0.2.0/24"))
+	mmdb := encodeMMDB(map[string]any{"192.0.2.0/24": "cn", "198.51.100.0/24": "de"})
+	for _, c := range []struct {
+		name   string
+		data   []byte
+		wanted Wanted
+		want   string
+	}{
+		{"no such category", many, Wanted{Sites: []string{"category-add"}}, `: it has no list "category-add"; did you mean "category-ads"?`},
+		{"nothing near", many, Wanted{Sites: []string{"netflix"}}, `: it has no list "netflix" (have: apple, category-ads, category-ads-all, cn, google, x)`},
+		{"no such attribute", many, Wanted{Sites: []string{"cn@add"}}, `: geosite "cn@add": none of its entries has the attribute "add"; did you mean "ads"?`},
+		{"no such category with attribute", many, Wanted{Sites: []string{"gogle@ads"}}, `: it has no list "gogle@ads"; did you mean "google"?`},
+		{"unknown type", encodeSite("cn", domain{4, "a.example", nil}), Wanted{Sites: []string{"cn"}}, `: geosite "cn": "a.example" is of type 4, which this version does not know`},
+		{"bad entry", encodeSite("cn", domain{2, "a..example", nil}), Wanted{Sites: []string{"cn"}}, `: geosite "cn": domain_suffix "a..example": two dots follow each other, or the name begins with one: remove it`},
+		{"cut", many[:len(many)-5], Wanted{Sites: []string{"cn"}}, `: it is damaged, or no .dat file: fetch it again`},
+		{"addresses for names", ip, Wanted{Sites: []string{"cn"}}, `: geosite "cn": its entries are no domains: is it a geoip file?`},
+		{"names for addresses", many, Wanted{Codes: []string{"cn"}}, `: geoip "cn": its entries are no addresses: is it a geosite file?`},
+		{"text", []byte("a.example\n"), Wanted{Sites: []string{"cn"}}, `: it is text, one list, not geosite data: name it under sets`},
+		{"a set", encodeSRS(1), Wanted{Codes: []string{"cn"}}, `: it is a sing-box rule set, one list, not geoip data: name it under sets`},
+		{"an .mmdb for names", mmdb, Wanted{Sites: []string{"cn"}}, `: it is an .mmdb database, with lists of addresses, not geosite data: name it under geoip`},
+		{"no such code", ip, Wanted{Codes: []string{"dee"}}, `: it has no list "dee"; did you mean "de"?`},
+		{"inverse", message(1, append(message(1, []byte("cn")), varint(3, 1)...)), Wanted{Codes: []string{"cn"}}, `: geoip "cn": it stands for every address that it does not list, which is not read: use its opposite under not`},
+		{"bad address", message(1, append(message(1, []byte("cn")), message(2, append(message(1, []byte{1, 2, 3, 4, 5}), varint(2, 8)...))...)), Wanted{Codes: []string{"cn"}}, `: geoip "cn": an address of 5 bytes with a prefix length of 8 is none`},
+		{"bad length", message(1, append(message(1, []byte("cn")), message(2, append(message(1, []byte{1, 2, 3, 4}), varint(2, 33)...))...)), Wanted{Codes: []string{"cn"}}, `: geoip "cn": an address of 4 bytes with a prefix length of 33 is none`},
+		{"no such code of .mmdb", mmdb, Wanted{Codes: []string{"us"}}, `: it has no list "us" (have: cn, de)`},
+		{"an .mmdb of something else", encodeMMDB(map[string]any{"192.0.2.0/24": map[string]any{"autonomous_system_number": uint32(1)}}), Wanted{Codes: []string{"us"}}, `: its records have no country: is it a database of something else?`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := file(t, "geo.dat", c.data)
+			d, err := Load(Sources{Geosite: path, Geoip: path}, c.wanted)
+			if err == nil {
+				t.Fatalf("loaded: %v", d)
+			}
+			if got := strings.TrimPrefix(err.Error(), path); got != c.want {
+				t.Errorf("%s\nwant %s", got, c.want)
+			}
+		})
+	}
+}
+
+// An .mmdb whose nodes lead back to each other has no end.
+func TestEndlessMMDB(t *testing.T) {
+	data := encodeMMDB(map[string]any{"::/2": "zz"}) // nodes 0 and 1
+	copy(data[4:8], []byte{0, 0, 0, 0})              // the right side of 0 leads to 0
+	_, err := Load(Sources{Geoip: file(t, "x.mmdb", data)}, Wanted{Codes: []string{"zz"}})
+	if err == nil || !strings.Contains(err.Error(), "it is damaged: fetch it again") {
+		t.Errorf("%v", err)
+	}
+}
+
+// All defects are told at once, each as a line.
+func TestDefectsAreJoined(t *testing.T) {
+	directory := t.TempDir()
+	missing := filepath.Join(directory, "missing.srs")
+	bad := filepath.Join(directory, "bad.txt")
+	if err := os.WriteFile(bad, []byte("good.example\n"+strings.Repeat("bad example\n", 20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Load(
+		Sources{Sets: map[string]string{"a": missing, "b": bad, "c": directory}},
+		Wanted{Sites: []string{"a", "b", "nowhere"}, Codes: []string{"a", "c"}},
+	)
+	if err == nil {
+		t.Fatal("loaded")
+	}
+	got := strings.Split(strings.ReplaceAll(err.Error(), directory, ""), "\n")
+	want := []string{"/missing.srs: reading it: no such file or directory"}
+	for i := range mostBadLines {
+		want = append(want, "/bad.txt:"+string(rune('2'+i))+`: "bad example": write one entry a line`)
+	}
+	want = append(want, "/bad.txt: 12 more lines are bad", ": reading it: it is not a file",
+		`geosite "nowhere" is in no file: there is neither a geosite file nor a set of that name (have: a, b, c)`)
+	equal(t, "defects", got, want)
+}
+
+// Near names are few, and the nearest come first.
+func TestDidYouMean(t *testing.T) {
+	all := strings.Fields("cn us google google-cn googlefcm category-ads category-ads-all youtube tiktok telegram netflix private geolocation-!cn geolocation-cn")
+	for name, want := range map[string]string{
+		"gogle":                 `; did you mean "google"?`,
+		"google":                `; did you mean "google" or "google-cn" or "googlefcm"?`,
+		"category-ads-al":       `; did you mean "category-ads-all" or "category-ads"?`,
+		"geolocation!cn":        `; did you mean "geolocation-cn" or "geolocation-!cn"?`,
+		"c":                     `; did you mean "cn"?`,
+		"zzzz":                  `; it has 14 others, such as category-ads, category-ads-all, cn`,
+		strings.Repeat("x", 65): `; it has 14 others, such as category-ads, category-ads-all, cn`,
+	} {
+		if got := didYouMean(name, all); got != want {
+			t.Errorf("%s%s, want %s", name, got, want)
+		}
+	}
+	if got := didYouMean("x", nil); got != "" {
+		t.Errorf("%q of none", got)
+	}
+}
