@@ -3,6 +3,7 @@ package exchange
 import (
 	"crypto/tls"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -253,7 +254,8 @@ func serveHTTPS(t *testing.T, s *server, address string, config *tls.Config, beh
 		c.(*counted).end()
 		<-r.Context().Done()
 	}
-	h := &http.Server{TLSConfig: config, Handler: handler(&counts, hang, behave), ConnState: func(c net.Conn, state http.ConnState) {
+	quiet := log.New(io.Discard, "", 0)
+	h := &http.Server{ErrorLog: quiet, TLSConfig: config, Handler: handler(&counts, hang, behave), ConnState: func(c net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			counts.Store(c.RemoteAddr().String(), &counted{number: int(s.connections.Add(1)), end: func() { c.(*tls.Conn).NetConn().Close() }})
 		}

@@ -33,7 +33,13 @@ type https struct {
 }
 
 func openHTTPS(e *endpoint, secure *tls.Config, url string) func(context.Context) (session, error) {
-	t := &http2.Transport{DisableCompression: true, MaxHeaderListSize: maxHeader, WriteByteTimeout: writeTimeout}
+	t := &http2.Transport{
+		DisableCompression: true,
+		MaxHeaderListSize:  maxHeader,
+		WriteByteTimeout:   writeTimeout,
+		// What is more than the server allows at a time waits, instead of failing.
+		StrictMaxConcurrentStreams: true,
+	}
 	return func(ctx context.Context) (session, error) {
 		return reach(ctx, e, func(ctx context.Context, to netip.AddrPort) (session, error) {
 			c, err := dialStream(ctx, e.dialer, to, secure)

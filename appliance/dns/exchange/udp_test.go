@@ -115,7 +115,7 @@ func lowered(q *dns.Msg) *dns.Msg {
 
 // TestCase has servers, and attackers, that do not repeat the case of a name.
 func TestCase(t *testing.T) {
-	const name = "a-name-with-so-many-letters-that-chance-hardly-leaves-it-as-it-is.example."
+	const name = "a-name-with-so-many-letters.that-chance-hardly-leaves-it-as-it-is.example."
 	for _, row := range []struct {
 		name    string
 		tcp     func(*dns.Msg) *dns.Msg
@@ -211,7 +211,7 @@ func TestDead(t *testing.T) {
 	}
 	at := serveUDP(t, "127.0.0.1:0", func(datagram) {})
 	silent := upstream(t, "udp://"+at.String(), Options{Timeout: timeout})
-	if err := wantError(t, silent, timeout+time.Second, "no answer within 400ms: "+at.String()); !errors.Is(err, context.DeadlineExceeded) {
+	if err := wantError(t, silent, timeout+time.Second, "no answer within 4", "ms: "+at.String()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v is not DeadlineExceeded", err)
 	}
 }
