@@ -124,6 +124,7 @@ type pupil struct {
 	lessons []taughtLesson
 	err     error
 	hold    chan struct{} // if not nil, Learn waits until it is closed
+	holding int           // calls that waited
 }
 
 type taughtLesson struct {
@@ -138,6 +139,9 @@ var errForgetful = errors.New("the pupil does not learn")
 func (p *pupil) Learn(ctx context.Context, client netip.Addr, names []string, addrs []netip.Addr, ttl time.Duration) error {
 	p.mu.Lock()
 	hold, err := p.hold, p.err
+	if hold != nil {
+		p.holding++
+	}
 	p.mu.Unlock()
 	if hold != nil {
 		select {
