@@ -313,8 +313,9 @@ func (p *page) decode(in *gatewayLessons) error {
 			if len(b) == 0 || len(b) <= int(b[0]) {
 				return errLessons
 			}
-			l.names = append(l.names, string(b[1:1+b[0]]))
-			b = b[1+b[0]:]
+			length := int(b[0])
+			l.names = append(l.names, string(b[1:1+length]))
+			b = b[1+length:]
 		}
 		if count == 0 || l.source != FromDNS && l.source != FromSniffing {
 			return errLessons

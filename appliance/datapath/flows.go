@@ -159,24 +159,6 @@ func (d *Datapath) outboundName(id uint32) string {
 	return fmt.Sprintf("gone(%08x)", id)
 }
 
-// ProxiedTo tells the proxy which outbound the programs chose for a flow that they handed to it. A flow
-// that they did not hand over is not ok: whoever sent it found the listener by himself.
-func (d *Datapath) ProxiedTo(network policy.Network, client, destination netip.AddrPort) (outbound string, ok bool) {
-	key := gatewayFlowKey{
-		Source:          addressOf(client.Addr()),
-		Destination:     addressOf(destination.Addr()),
-		SourcePort:      bigEndian(client.Port()),
-		DestinationPort: bigEndian(destination.Port()),
-		Protocol:        uint8(network),
-	}
-	flow, ok := d.state.flow(key)
-	if !ok || flow.Verdict != uint8(gatewayVerdictVERDICT_PROXY) {
-		return "", false
-	}
-	outbound, ok = (*d.outbounds.Load())[flow.Outbound]
-	return outbound, ok
-}
-
 // clientOf is the key of the clients map that the programs count this flow under.
 func clientOf(k gatewayFlowKey, v gatewayFlow) gatewayClientKey {
 	var c gatewayClientKey

@@ -440,7 +440,7 @@ func TestStateReadersDoNotWait(t *testing.T) {
 	defer d.applying.Unlock()
 	answered := make(chan struct{})
 	go func() {
-		d.ProxiedTo(policy.TCP, client4, server4)
+		d.Assigned(policy.TCP, client4, server4)
 		d.Status()
 		close(answered)
 	}()
