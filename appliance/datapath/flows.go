@@ -11,8 +11,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
-
-	"sidegate/appliance/policy"
 )
 
 // Flow is one entry of the flow table, as people and programs read it.
