@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -255,4 +256,13 @@ func udpSockets(t *testing.T, to netip.AddrPort) int {
 	four := to.Addr().As4()
 	slices.Reverse(four[:])
 	return strings.Count(string(table), fmt.Sprintf(" %X:%04X ", four, to.Port()))
+}
+
+func mustURL(t *testing.T, text string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
 }
