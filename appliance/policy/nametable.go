@@ -93,10 +93,13 @@ func (t *NameTable) scan(name string, h *hits) {
 	})
 }
 
-// try takes a keyword that the index found for matching: it is made of the index's symbols.
+// try takes a keyword that the index found for matching: it is made of the index's symbols. An expression
+// that would say nothing new, in a list of which something else matched, is not asked.
 func (t *NameTable) try(i uint32, name string, h *hits) {
-	if p := &t.scanned[i]; int(i) < t.keywords || p.pattern.matches(name) {
-		h.add(t.groups[p.group])
+	p := &t.scanned[i]
+	uses := t.groups[p.group]
+	if int(i) < t.keywords || !h.have(uses) && p.pattern.matches(name) {
+		h.add(uses)
 	}
 }
 

@@ -224,7 +224,10 @@ func (c counted) matches(name string) bool {
 
 // A name asks the few expressions whose text it has, and each once, however often the text is there.
 func TestFewExpressionsAreTried(t *testing.T) {
-	tables, err := Compile(crowded(300))
+	p := crowded(300)
+	geo := p.Geo.(*lists)
+	geo.sites["media"] = append(geo.sites["media"], mustParse("domain_suffix", "listed.example").Values...)
+	tables, err := Compile(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,6 +244,8 @@ func TestFewExpressionsAreTried(t *testing.T) {
 		"ad1.site2.com":                    1,
 		strings.Repeat(".site2.com", 20):   1,
 		"a.site2.com.site3.net.site4.com.": 3,
+		"ad1.site2.com.listed.example":     0, // the list that has the expression matches already
+		"ad1.site3.com.listed.example":     1,
 	} {
 		asked = 0
 		tables.Name.Bits([]string{name})

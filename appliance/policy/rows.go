@@ -18,6 +18,20 @@ func (h *hits) add(uses []use) {
 	}
 }
 
+// have reports whether add would change nothing.
+func (h *hits) have(uses []use) bool {
+	for _, u := range uses {
+		side := &h.is
+		if u.negated() {
+			side = &h.not
+		}
+		if side[u.rule()/64]>>(u.rule()%64)&1 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 func (h *hits) put(u use, on bool) {
 	side := &h.is
 	if u.negated() {
