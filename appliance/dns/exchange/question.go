@@ -126,6 +126,13 @@ func (q *question) read(wire []byte, id uint16) (reply, error) {
 	if err := r.Unpack(wire); err != nil {
 		return reply{}, &badAnswer{"the answer is malformed: " + err.Error()}
 	}
+	// The library takes a message that ends after any section for a whole one: an answer that is cut
+	// off would be one without records, which means that the name has none.
+	for i, section := range [][]dns.RR{r.Answer, r.Ns, r.Extra} {
+		if len(section) != int(binary.BigEndian.Uint16(wire[6+2*i:])) {
+			return reply{}, &badAnswer{"the answer is cut off"}
+		}
+	}
 	return r, q.present(r)
 }
 
@@ -150,7 +157,7 @@ func (q *question) present(r reply) error {
 		return nil
 	}
 	if r.Rcode > 0xf { // its upper bits are in the OPT record, which the caller could not read
-		return &badAnswer{"the answer is " + dns.RcodeToString[r.Rcode]}
+		return &badAnswer{fmt.Sprintf("the answer has the response code %d", r.Rcode)}
 	}
 	r.Extra = slices.DeleteFunc(r.Extra, func(rr dns.RR) bool { return rr == opt })
 	return nil

@@ -43,7 +43,7 @@ func TestQuestion(t *testing.T) {
 	if got == nil || got.UDPSize() != udpSize || !got.Do() || len(got.Option) != 1 || got.Option[0].Option() != dns.EDNS0NSID {
 		t.Errorf("sent the options %v", got)
 	}
-	if !reflect.DeepEqual(asked, before) {
+	if asked.String() != before.String() {
 		t.Errorf("the question was changed to %v", asked)
 	}
 	if sent := unpack(mustAsk(t, asked, shape{bare: true, padded: true}).packet(0, 0)); sent.IsEdns0() != nil {
@@ -112,7 +112,7 @@ func TestExtendedCode(t *testing.T) {
 	q := mustAsk(t, query("www.example.", dns.TypeA), shape{})
 	m := new(dns.Msg).SetRcode(unpack(q.wire), dns.RcodeBadVers)
 	m.SetEdns0(1232, false)
-	if _, err := q.read(pack(m), 0); err == nil || err.Error() != "the answer is BADVERS" {
+	if _, err := q.read(pack(m), 0); err == nil || err.Error() != "the answer has the response code 16" {
 		t.Errorf("read with %v", err)
 	}
 	q.asked.SetEdns0(1232, false)
