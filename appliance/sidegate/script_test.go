@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -169,4 +170,16 @@ func (f *fake) Reload(context.Context) (admin.Reload, error) {
 	f.count++
 	r.OK, r.Generation = true, f.count
 	return r, nil
+}
+
+// TestExample: what the reference of the configuration shows is what run takes.
+func TestExample(t *testing.T) {
+	var stdout, stderr strings.Builder
+	e := &env{stdout: &stdout, stderr: &stderr, getenv: func(string) string { return "" }}
+	if status := e.main(t.Context(), []string{"check", "-c", "../config/testdata/example.yaml"}); status != 0 {
+		t.Errorf("it exits with %d: %s", status, stderr.String())
+	}
+	if !strings.Contains(stdout.String(), "tests passed") {
+		t.Errorf("it says %q", stdout.String())
+	}
 }
