@@ -32,7 +32,7 @@ func readMRS(data []byte, c *content) []error {
 }
 
 func addMRS(data []byte, c *content) error {
-	// One goroutine of its own would read ahead; files are small.
+	// With one decoder there is no goroutine behind it.
 	stream, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxUnpacked))
 	if err != nil {
 		return fmt.Errorf("it is damaged: fetch it again (%w)", err)
@@ -42,6 +42,10 @@ func addMRS(data []byte, c *content) error {
 	if err != nil {
 		return err
 	}
+	return addMRSUnpacked(data, c)
+}
+
+func addMRSUnpacked(data []byte, c *content) error {
 	if !bytes.HasPrefix(data, []byte(magicMRS)) {
 		return fmt.Errorf("it is zstd data, but no mihomo rule set of version 1")
 	}
