@@ -49,6 +49,9 @@ func compileRules(what string, matches []policy.Rule, geo policy.GeoData, addres
 		return rules{}, err
 	}
 	r := rules{count: len(matches)}
+	if r.count == 0 {
+		return r, nil // tables have fixed parts, of a MiB in all
+	}
 	var err error
 	if r.client, err = policy.Compile(&client); err != nil {
 		return rules{}, fmt.Errorf("compiling the %ss on clients: %w", what, err)
@@ -72,7 +75,12 @@ func label(what string, index int, name string) string {
 }
 
 // permit is the set of rules that the client of a flow satisfies.
-func (r *rules) permit(client policy.Flow) policy.Bits { return collect(r.client.Matching(client)) }
+func (r *rules) permit(client policy.Flow) policy.Bits {
+	if r.count == 0 {
+		return policy.Bits{}
+	}
+	return collect(r.client.Matching(client))
+}
 
 func collect(matching iter.Seq[int]) policy.Bits {
 	var set policy.Bits
@@ -150,6 +158,9 @@ func about(names []string, address netip.Addr) policy.Flow {
 
 // questionRule returns the rule that decides a question, or -1.
 func (r *Resolver) questionRule(a *ask) int {
+	if r.questions.count == 0 {
+		return -1
+	}
 	named := collect(r.questions.content.Matching(about([]string{a.host}, netip.Addr{})))
 	for i := range each(&a.view.questions, &named) {
 		if types := r.settings.Rules[i].QueryTypes; len(types) == 0 || slices.Contains(types, a.qtype) {

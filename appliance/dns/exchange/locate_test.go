@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // locating is a locator whose nth look-up is answered by look.
@@ -113,4 +118,102 @@ func TestLocatorDoubts(t *testing.T) {
 		}
 		l.life.close()
 	})
+}
+
+// recording is a Dialer that counts, and sends everything to one address if there is one.
+type recording struct {
+	Dialer
+	instead netip.AddrPort
+	dialled atomic.Int32
+}
+
+func (r *recording) to(a netip.AddrPort) netip.AddrPort {
+	r.dialled.Add(1)
+	if r.instead.IsValid() {
+		return r.instead
+	}
+	return a
+}
+
+func (r *recording) Stream(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return r.Dialer.Stream(ctx, r.to(to))
+}
+
+func (r *recording) Packets(ctx context.Context, to netip.AddrPort) (net.PacketConn, error) {
+	return r.Dialer.Packets(ctx, r.to(to))
+}
+
+// directory is a nameserver that knows where dns.example is, by an alias, and lies beside that.
+func directory(q *dns.Msg) *dns.Msg {
+	m := new(dns.Msg).SetReply(q)
+	records := []string{"evil.example. 300 A 192.0.2.66", "dns.example. 300 TXT evil", "dns.example. 300 CNAME host.example."}
+	switch q.Question[0].Qtype {
+	case dns.TypeA:
+		records = append(records, "HOST.example. 300 A 127.0.0.1", "host.example. 300 AAAA 2001:db8::66")
+	case dns.TypeAAAA:
+		records = nil
+	}
+	if !strings.EqualFold(q.Question[0].Name, "dns.example.") {
+		m.Rcode = dns.RcodeNameError
+		return m
+	}
+	for _, text := range records {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			panic(err)
+		}
+		m.Answer = append(m.Answer, rr)
+	}
+	return m
+}
+
+// TestLookUp finds a host by bootstrap servers, the first of which is dead, and by the system's own
+// (whose address the Dialer replaces), with the sockets of the right Dialer.
+func TestLookUp(t *testing.T) {
+	for _, kind := range []string{"bootstrap", "system"} {
+		t.Run(kind, func(t *testing.T) {
+			noLeaks(t)
+			nameserver := serveUDP(t, "127.0.0.1:0", func(d datagram) { d.reply(pack(directory(d.Msg))) })
+			server := serveUDP(t, "127.0.0.1:0", func(d datagram) { d.reply(pack(honest(d.Msg))) })
+			questions, lookUps := &recording{Dialer: Direct(nil)}, &recording{Dialer: Direct(nil)}
+			o := Options{Dialer: questions, BootstrapDialer: lookUps}
+			if kind == "bootstrap" {
+				o.Bootstrap = []netip.AddrPort{loopback(freePort(t)), nameserver}
+			} else {
+				lookUps.instead = nameserver
+			}
+			u := upstream(t, fmt.Sprintf("udp://dns.example:%d", server.Port()), o)
+			if host, lookedUp := u.Host(); host != "dns.example" || !lookedUp || len(u.Addresses()) != 0 {
+				t.Errorf("before: %s, %v, %v", host, lookedUp, u.Addresses())
+			}
+			for range 3 {
+				wantA(t, u, "www.example.")
+			}
+			if got := fmt.Sprint(u.Addresses()); got != "[127.0.0.1]" {
+				t.Errorf("the addresses are %s", got)
+			}
+			if q, l := questions.dialled.Load(), lookUps.dialled.Load(); q != 3 || l < 2 || l > 8 {
+				t.Errorf("%d sockets for 3 questions, %d for a look-up", q, l)
+			}
+
+			o.Timeout = time.Second
+			unknown := upstream(t, fmt.Sprintf("udp://unknown.example:%d", server.Port()), o)
+			wantError(t, unknown, 2*time.Second, "looking up unknown.example: ")
+		})
+	}
+}
+
+// TestLookUpIsBounded has nameservers that are silent.
+func TestLookUpIsBounded(t *testing.T) {
+	for _, kind := range []string{"bootstrap", "system"} {
+		t.Run(kind, func(t *testing.T) {
+			noLeaks(t)
+			nameserver := serveUDP(t, "127.0.0.1:0", func(datagram) {})
+			o := Options{Timeout: 300 * time.Millisecond, BootstrapDialer: &recording{Dialer: Direct(nil), instead: nameserver}}
+			if kind == "bootstrap" {
+				o.Bootstrap = []netip.AddrPort{nameserver}
+			}
+			wantError(t, upstream(t, "tls://dns.example", o), 2*time.Second, "looking up dns.example")
+		})
+	}
 }
