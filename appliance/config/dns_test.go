@@ -289,28 +289,6 @@ func TestQueryType(t *testing.T) {
 	}
 }
 
-// TestOrigin says where lists come from.
-func TestOrigin(t *testing.T) {
-	c, err := Load("testdata/example.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, list := range []struct{ kind, name, file string }{
-		{"geosite", "cn", "testdata/geosite.dat"},
-		{"geoip", "cn", "testdata/geoip.dat"},
-		{"geosite", "mine", "testdata/mine.txt"},
-		{"geoip", "mine", "testdata/mine.txt"},
-		{"geoip", "hk", ""}, // nobody wants it
-	} {
-		if got := c.Origin(list.kind, list.name); got != list.file {
-			t.Errorf("%s %s comes from %q, want %q", list.kind, list.name, got, list.file)
-		}
-	}
-	if got := parse(t, "default: direct\n").Origin("geosite", "cn"); got != "" {
-		t.Errorf("without geodata, cn comes from %q", got)
-	}
-}
-
 func parse(t *testing.T, text string) *Config {
 	t.Helper()
 	c, err := Parse("w.yaml", []byte(text), YAML)

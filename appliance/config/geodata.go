@@ -132,13 +132,3 @@ func (d *decoder) defect(c *draft, err error) {
 	}
 	d.errorf(c.Geodata.Position.Line, "geodata: %w", err)
 }
-
-// Origin is the file that a list was read from. The kind is geosite or geoip, the name in lower case.
-// It is empty if no rule names the list.
-func (c *Config) Origin(kind, name string) string {
-	lists, ok := c.Policy.Geo.(*geodata.Data)
-	if !ok {
-		return ""
-	}
-	return lists.Origin(kind, name)
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -28,8 +27,8 @@ import (
 //	sidegate ARGS…           the program, in this process
 //	exits STATUS ARGS…       the program, which must exit with STATUS
 //	gateway [lies] FILE      a running gateway with FILE as its configuration, flows.json as its flow table,
-//	                         status.json as its status, names.json as the names that it learned, and lists.json
-//	                         as the lists of its rules; one that lies has a kernel that always answers block
+//	                         status.json as its status and names.json as the names that it learned; one that
+//	                         lies has a kernel that always answers block
 func TestScripts(t *testing.T) {
 	dir, err := filepath.Abs("testdata") // the working directory changes under the scripts
 	if err != nil {
@@ -144,11 +143,8 @@ func (f *fake) Explain(_ context.Context, facts map[string][]string) (admin.Live
 		sources.Names = slices.DeleteFunc(sources.Names, func(n admin.Name) bool { return n.Address != flow.Destination.Addr() })
 		flow.Names = sources.Known()
 	}
-	if err := f.read("lists.json", &sources.Lists); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return admin.LiveExplanation{}, err
-	}
 	e := admin.LiveExplanation{Config: f.config(), Generation: f.count, Policy: f.plan.Explain(flow)}
-	e.Policy.Sources = sources
+	e.Policy.Sources.Names = sources.Names
 	if flow.Destination.Addr().IsValid() {
 		answer := e.Policy.Answer
 		if f.lies {
