@@ -110,8 +110,9 @@ type PerClient struct {
 	DNSQueries  uint32 // questions a second
 }
 
-// Load reads a configuration file, with the format that its suffix says, and the password files that
-// it names: a relative one under $CREDENTIALS_DIRECTORY if it is there, else beside the file.
+// Load reads a configuration file, with the format that its suffix says, the password files that it
+// names: a relative one under $CREDENTIALS_DIRECTORY if it is there, else beside the file; and of its
+// geodata the lists that its rules name, with relative files beside it too.
 // The error holds one *Error for each thing that is wrong, joined in the order of the file.
 func Load(path string) (*Config, error) {
 	format, err := FormatOf(path)
@@ -156,7 +157,7 @@ func reason(err error) error {
 }
 
 // Parse is Load of a text that is in memory. Name is what errors call it; its directory is where
-// password files are looked for.
+// password files and geodata are looked for.
 func Parse(name string, data []byte, format Format) (*Config, error) {
 	d := newDecoder(name, len(data))
 	if syntaxes[format] == nil {
