@@ -17,7 +17,7 @@ const volatile __u32 client_flows = 8192;
 const volatile __u32 client_fresh = 4096;
 
 /* … and to the DNS listeners. */
-const volatile __u32 client_questions = 8192;
+const volatile __u32 client_questions = 250000;
 
 /* Words of the bit vectors in use: 64 rules each. */
 const volatile __u32 rule_words = RULE_WORDS;

@@ -85,7 +85,7 @@ func (want *Desired) interceptsDNS() bool { return want.DNS != Sockets{} }
 const (
 	DefaultClientFlows = 8192
 	DefaultClientFresh = 4096
-	DefaultClientAsks  = 8192
+	DefaultClientAsks  = 250_000
 )
 
 // Datapath is the one writer of the kernel's state. Its methods are safe for concurrent use.

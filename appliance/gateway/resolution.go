@@ -158,6 +158,7 @@ func (g *gateway) surroundings() surroundings {
 func (g *gateway) listenDNS(plan *Plan, p *pupils) error {
 	g.dns, g.noDNS = dns.Listen(dns.Options{
 		Learner: p, ClientFacts: p.facts, Allow: g.neighbours.mayAsk, Mark: uint32(datapath.MarkOwn), Log: g.log,
+		Limits: dns.Limits{Queries: int(plan.Config.PerClient.DNSQueries)}, // of what the kernel lets through, and of TCP
 	})
 	if g.noDNS != nil && plan.resolution != nil {
 		return plan.Config.DNS.Position.Errorf("dns: %w", g.noDNS)
