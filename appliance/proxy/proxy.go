@@ -30,8 +30,10 @@ import (
 // Verdicts says what becomes of a flow that the datapath handed to the listeners. Both methods are
 // called from several threads.
 type Verdicts interface {
-	// Flow is what the policy wants of a new flow. It is asked once per flow and must not block. ok is
-	// false if the flow is unknown, or not for the proxy: it is refused.
+	// Flow is what the policy wants of a new flow. It must not block. ok is false if the flow is unknown,
+	// or none of the proxy's: it is refused. It is asked once per flow, but for UDP again about each
+	// datagram that was on its way here when Decide gave the flow to the kernel, and then must say what
+	// Decide said.
 	Flow(network policy.Network, client, destination netip.AddrPort) (route Route, ok bool)
 	// Decide is asked about a flow that was to be sniffed, with the name that its first bytes told, ""
 	// if they told none, and records its answer in the datapath. For TCP it may look the name up, until
@@ -46,6 +48,9 @@ type Route struct {
 	// connects to the destination itself and relays; for UDP, which the kernel can take over, that it
 	// forwards the flow from now on, and that what is here already is sent on in the client's name.
 	Outbound string
+	// Mark is the firewall mark of the datagrams that are sent on in the client's name: what the kernel
+	// gives those that it forwards, so that all go the same way. 0: Options.Mark.
+	Mark uint32
 	// Name is what a proxy upstream is told instead of the address, "" for the address. TCP only.
 	Name string
 	// Sniff says that nothing is decided: the first bytes are to be read, then Decide is asked.
@@ -68,9 +73,10 @@ type Options struct {
 	// knows them as the daemon's own. 0: none.
 	Mark uint32
 
-	DialTimeout time.Duration // bounds reaching an outbound; 0: 10 s
-	HalfClosed  time.Duration // life of a silent, half-closed connection; 0: 2 h
-	UDPIdle     time.Duration // life of a silent UDP session or flow; 0: 5 min (RFC 4787 REQ-5)
+	DialTimeout  time.Duration // bounds deciding on a sniffed connection and reaching an outbound; 0: 10 s
+	SniffTimeout time.Duration // how long to wait for a name in the first bytes; 0: 300 ms
+	HalfClosed   time.Duration // life of a silent, half-closed connection; 0: 2 h
+	UDPIdle      time.Duration // life of a silent UDP session or flow; 0: 5 min (RFC 4787 REQ-5)
 
 	// Threads is the number of epoll threads for TCP and, again, for UDP; 0: one per CPU, at most 4.
 	Threads int
@@ -87,6 +93,7 @@ type Limits struct {
 
 func (o *Options) setDefaults() {
 	setDefault(&o.DialTimeout, 10*time.Second)
+	setDefault(&o.SniffTimeout, 300*time.Millisecond)
 	setDefault(&o.HalfClosed, 2*time.Hour)
 	setDefault(&o.UDPIdle, 5*time.Minute)
 	setDefault(&o.Threads, min(runtime.NumCPU(), 4))
@@ -192,6 +199,11 @@ func (s *Server) flow(network policy.Network, client, destination netip.AddrPort
 		return Route{}, false
 	}
 	return s.options.Verdicts.Flow(network, client, destination)
+}
+
+// decide is flow for one whose first bytes were looked at.
+func (s *Server) decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, name string) (Route, bool) {
+	return s.options.Verdicts.Decide(ctx, network, client, destination, name)
 }
 
 var processStart = time.Now()

@@ -13,6 +13,7 @@ type Reason uint8
 // The reasons. Each counts connections (TCP) and datagrams (UDP).
 const (
 	NotProxied     Reason = iota + 1 // the policy does not know the flow as proxied
+	Blocked                          // the policy blocks it, now that its name is known
 	NoOutbound                       // the outbound that it names does not exist
 	NoUDP                            // the outbound carries no UDP
 	UpstreamFailed                   // the outbound could not be reached, or refused
@@ -28,6 +29,7 @@ const (
 
 var reasonNames = [numReasons]string{
 	NotProxied:     "not_proxied",
+	Blocked:        "blocked",
 	NoOutbound:     "no_outbound",
 	NoUDP:          "no_udp",
 	UpstreamFailed: "upstream_failed",
@@ -55,6 +57,14 @@ type Stats struct {
 	Flows       int // UDP flows
 	Outbounds   map[string]Traffic
 	Refused     map[Reason]uint64 // has every reason
+	Sniffed     Sniffed
+}
+
+// Sniffed counts the flows whose first bytes were looked at, by what they told.
+type Sniffed struct {
+	TLS, HTTP1, HTTP2, QUIC uint64 // a name
+	Nothing                 uint64 // no name, and none would have come
+	TimedOut                uint64 // no name in time
 }
 
 // Traffic is what went through one outbound since the start. Up is from the client.
@@ -77,6 +87,7 @@ func (s *Server) Stats() Stats {
 	for r := Reason(1); r < numReasons; r++ {
 		stats.Refused[r] = s.refused[r].Load()
 	}
+	stats.Sniffed = s.sniffed.snapshot()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, t := range s.outbounds {
@@ -89,6 +100,7 @@ func (s *Server) Stats() Stats {
 type counters struct {
 	connections, sessions, flows atomic.Int64 // alive
 	refused                      [numReasons]atomic.Uint64
+	sniffed                      sniffed
 
 	mu        sync.Mutex
 	outbounds map[string]*traffic // never forgotten: bounded by the names that were ever configured

@@ -28,6 +28,8 @@ type tcp struct {
 	mu      sync.Mutex
 	clients map[netip.Addr]int // connections per client
 
+	firstBytes sync.Pool // of *[sniff.MaxStream]byte: held only while they are looked at
+
 	opening sync.WaitGroup // goroutines of connections
 }
 
@@ -193,20 +195,12 @@ func (t *tcp) accepted(ctx context.Context, c *net.TCPConn) {
 		t.refuse(c, NotProxied)
 		return
 	}
-	out, ok := t.server.options.Outbounds.Outbound(route.Outbound)
-	if !ok {
-		t.refuse(c, NoOutbound)
-		return
-	}
 	if reason := t.admit(client.Addr()); reason != 0 {
 		t.refuse(c, reason)
 		return
 	}
-	conn := &connection{
-		tcp: t, client: client, destination: destination,
-		traffic: t.server.traffic(route.Outbound), start: monotonic(),
-	}
-	t.opening.Go(func() { conn.open(ctx, c, out) })
+	conn := &connection{tcp: t, client: client, destination: destination, start: monotonic()}
+	t.opening.Go(func() { conn.open(ctx, c, route) })
 }
 
 // admit takes what a connection needs; released gives it back.
@@ -245,19 +239,16 @@ func reset(c *net.TCPConn) {
 	c.Close()
 }
 
-// open dials and starts the relay.
-func (c *connection) open(ctx context.Context, client *net.TCPConn, out outbound.Outbound) {
+// open finds out where the connection is to go, dials and starts the relay.
+func (c *connection) open(ctx context.Context, client *net.TCPConn, route Route) {
 	server := c.tcp.server
-	dial, cancel := context.WithTimeout(ctx, server.options.DialTimeout)
-	upstream, err := out.DialTCP(dial, outbound.Destination{Addr: c.destination})
-	cancel()
-	if err != nil {
-		c.tcp.refuse(client, UpstreamFailed)
-		c.tcp.released(c.client.Addr())
-		if ctx.Err() == nil {
-			c.traffic.failed(server.log, err)
-			server.log.Debug("connection refused", "client", c.client, "destination", c.destination, "outbound", c.traffic.outbound, "error", err)
+	upstream, reason := c.dial(ctx, client, route)
+	if upstream == nil {
+		if reason != 0 {
+			server.refuse(reason, 1)
 		}
+		reset(client)
+		c.tcp.released(c.client.Addr())
 		return
 	}
 	c.traffic.connections.Add(1)
@@ -273,6 +264,44 @@ func (c *connection) open(ctx context.Context, client *net.TCPConn, out outbound
 	}
 	c.copyStream(ctx, client, upstream)
 	c.ended()
+}
+
+// dial reaches the outbound of the route. Without a connection the client is to be refused, and 0 means
+// that it ended by itself.
+func (c *connection) dial(ctx context.Context, client *net.TCPConn, route Route) (net.Conn, Reason) {
+	server := c.tcp.server
+	var name string
+	if route.Sniff {
+		var alive bool
+		if name, alive = c.sniff(ctx, client); !alive {
+			return nil, 0
+		}
+	}
+	within, cancel := context.WithTimeout(ctx, server.options.DialTimeout)
+	defer cancel()
+	if route.Sniff {
+		var ok bool
+		if route, ok = server.decide(within, policy.TCP, c.client, c.destination, name); !ok {
+			return nil, NotProxied
+		}
+	}
+	if route.Outbound == policy.OutboundBlock {
+		return nil, Blocked
+	}
+	out, ok := server.options.Outbounds.Outbound(route.Outbound)
+	if !ok {
+		return nil, NoOutbound
+	}
+	c.traffic = server.traffic(route.Outbound)
+	upstream, err := out.DialTCP(within, outbound.Destination{Addr: c.destination, Name: route.Name})
+	if err != nil {
+		if ctx.Err() == nil {
+			c.traffic.failed(server.log, err)
+			server.log.Debug("connection refused", "client", c.client, "destination", c.destination, "outbound", route.Outbound, "error", err)
+		}
+		return nil, UpstreamFailed
+	}
+	return upstream, 0
 }
 
 // ended accounts for the end of an opened connection.

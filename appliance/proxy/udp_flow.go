@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/policy"
 )
 
 // flow is one client endpoint and one remote: a socket between them, and the session that its
@@ -74,16 +76,21 @@ func (f *flow) ready(uint32) {
 	if first == end {
 		return
 	}
+	f.up(s.received(first, end), monotonic())
+}
+
+// received are the datagrams of the batch from first to before end; valid until the next call.
+func (s *shard) received(first, end int) [][]byte {
 	s.payloads = s.payloads[:0]
 	for i := first; i < end; i++ {
 		s.payloads = append(s.payloads, s.in.payload(i))
 	}
-	f.up(s.payloads, monotonic())
+	return s.payloads
 }
 
 // up sends datagrams of the client to the remote.
 func (f *flow) up(payloads [][]byte, now int64) {
-	if f.unasked && !f.settle(len(payloads), now) {
+	if f.unasked && !f.settle(payloads, now) {
 		return
 	}
 	f.touch(now)
@@ -102,14 +109,31 @@ func (f *flow) up(payloads [][]byte, now int64) {
 }
 
 // settle asks the policy about a flow that the remote began, now that the client sends too, and
-// moves it to the session that the policy wants. It reports whether there is one.
-func (f *flow) settle(datagrams int, now int64) bool {
-	x, refused := f.shard.route(f, now)
+// moves it to the session that the policy wants. It reports whether there is one; the datagrams are
+// dealt with otherwise.
+func (f *flow) settle(datagrams [][]byte, now int64) bool {
+	s := f.shard
+	route, ok := s.server().flow(policy.UDP, f.key.client.addrPort(), f.key.remote.addrPort())
+	if ok && route.Sniff {
+		route, ok = s.decideNow(f.key, datagrams)
+	}
+	if ok && route.Outbound == policy.OutboundDirect {
+		f.handOver(route.Mark, datagrams)
+		return false
+	}
+	var x *session
+	refused := NotProxied
+	switch {
+	case ok && route.Outbound == policy.OutboundBlock:
+		refused = Blocked
+	case ok:
+		x, refused = s.session(f.session.owner, f.key.client, route.Outbound, now)
+	}
 	if refused == 0 && f.over {
 		refused = ClientLimit // the new session took the place of this flow's own
 	}
 	if refused != 0 {
-		f.shard.server().refuse(refused, datagrams)
+		s.server().refuse(refused, len(datagrams))
 		return false
 	}
 	f.unasked = false

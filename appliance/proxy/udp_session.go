@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/outbound"
-	"sidegate/appliance/policy"
 )
 
 type sessionKey struct {
@@ -262,6 +261,10 @@ func (x *session) answering(remote endpoint, now int64) *flow {
 	if f := s.flows[key]; f != nil {
 		return f
 	}
+	if s.holding.flows[key] != nil { // a moment, and it is known whether the client may talk to it
+		s.server().refuse(NotProxied, 1)
+		return nil
+	}
 	if !plausible(remote.addrPort()) || remote.is4() != key.client.is4() {
 		s.server().refuse(Malformed, 1)
 		return nil
@@ -277,13 +280,4 @@ func (x *session) answering(remote endpoint, now int64) *flow {
 	}
 	f.unasked = true
 	return f
-}
-
-// route is the session that the policy wants for a flow that its remote began: nil if none.
-func (s *shard) route(f *flow, now int64) (*session, Reason) {
-	route, ok := s.server().flow(policy.UDP, f.key.client.addrPort(), f.key.remote.addrPort())
-	if !ok {
-		return nil, NotProxied
-	}
-	return s.session(f.session.owner, f.key.client, route.Outbound, now)
 }

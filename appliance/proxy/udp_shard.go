@@ -15,6 +15,7 @@ type shard struct {
 	clients  map[[16]byte]*udpClient
 	sessions map[sessionKey]*session
 	flows    map[flowKey]*flow
+	holding  holding
 
 	in        *batch
 	out       *sender
@@ -26,6 +27,7 @@ type shard struct {
 type udpClient struct {
 	sessions    list[session]
 	flows       list[flow]
+	held        list[held]
 	dialing     int
 	sessionRate bucket
 	flowRate    bucket
@@ -61,10 +63,16 @@ func newShard(u *udp, name string) (_ *shard, err error) {
 		return nil, err
 	}
 	s.loop.after = s.flush
+	s.holding = holding{shard: s, flows: make(map[flowKey]*held)}
+	if s.holding.timer, err = newTimer(s.loop, &s.holding); err != nil {
+		s.close()
+		return nil, err
+	}
 	return s, nil
 }
 
 func (s *shard) close() {
+	s.holding.timer.close()
 	s.loop.close()
 	s.in.close()
 }
@@ -73,16 +81,19 @@ func (s *shard) server() *Server { return s.udp.server }
 
 // arrived takes datagrams of one flow from a listener.
 func (s *shard) arrived(key flowKey, payloads [][]byte, now int64) {
-	f := s.flows[key]
-	if f == nil {
-		var refused Reason
-		if f, refused = s.admit(key, now); refused != 0 {
-			s.server().refuse(refused, len(payloads))
-			return
-		}
+	if f := s.flows[key]; f != nil {
+		f.up(payloads, now)
+		s.flush() // the payloads are the listener's
+		return
 	}
-	f.up(payloads, now)
-	s.flush() // the payloads are the listener's
+	if h := s.holding.flows[key]; h != nil {
+		h.take(payloads, now)
+		s.relieve(h.owner, now)
+		return
+	}
+	if refused := s.admit(key, payloads, now); refused != 0 {
+		s.server().refuse(refused, len(payloads))
+	}
 }
 
 // gather makes out ready for datagrams to a session's upstream. They leave with the next flush: what
@@ -116,29 +127,50 @@ func (s *shard) emptied() *batch {
 	return s.in
 }
 
-// admit makes the flow for a client's first datagram to somebody. What costs a system call or memory
-// comes after the client's own limits.
-func (s *shard) admit(key flowKey, now int64) (*flow, Reason) {
+// admit deals with a client's first datagrams to somebody. What costs a system call or memory comes
+// after the client's own limits.
+func (s *shard) admit(key flowKey, payloads [][]byte, now int64) Reason {
 	c := s.clients[key.client.addr]
 	if c != nil && !c.flowRate.take(now, flowRate) {
-		return nil, ClientRate
+		return ClientRate
 	}
 	route, ok := s.server().flow(policy.UDP, key.client.addrPort(), key.remote.addrPort())
 	if !ok {
-		return nil, NotProxied
+		return NotProxied
 	}
 	if c == nil {
 		if len(s.clients) >= maxClients {
-			return nil, ClientLimit
+			return ClientLimit
 		}
 		c = new(udpClient)
 		s.clients[key.client.addr] = c
 	}
+	if route.Sniff {
+		s.sniff(c, key, payloads, now)
+		return 0
+	}
+	return s.follow(c, key, route, payloads, now)
+}
+
+// follow sends a flow's first datagrams where its route leads.
+func (s *shard) follow(c *udpClient, key flowKey, route Route, payloads [][]byte, now int64) Reason {
+	switch route.Outbound {
+	case policy.OutboundBlock:
+		return Blocked
+	case policy.OutboundDirect:
+		return s.replay(key, route.Mark, payloads)
+	}
 	session, refused := s.session(c, key.client, route.Outbound, now)
 	if refused != 0 {
-		return nil, refused
+		return refused
 	}
-	return s.open(session, key, now)
+	f, refused := s.open(session, key, now)
+	if refused != 0 {
+		return refused
+	}
+	f.up(payloads, now)
+	s.flush() // the payloads are the caller's
+	return 0
 }
 
 // session finds or begins the session of a client's endpoint with an outbound.
@@ -223,16 +255,17 @@ func (s *shard) expire(now int64) {
 		for x := c.sessions.oldest(); x != nil && x.used < since; x = c.sessions.oldest() {
 			x.end()
 		}
-		if c.sessions.length == 0 && c.dialing == 0 && c.flowRate.full(now) && c.sessionRate.full(now) {
+		if c.sessions.length == 0 && c.held.length == 0 && c.dialing == 0 && c.flowRate.full(now) && c.sessionRate.full(now) {
 			delete(s.clients, addr)
 		}
 	}
 }
 
-// endAll ends every session, after run has returned.
+// endAll ends everything, after run has returned.
 func (s *shard) endAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.holding.end()
 	for _, x := range s.sessions {
 		x.end()
 	}

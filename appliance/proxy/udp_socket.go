@@ -26,6 +26,13 @@ var families = [...]family{
 	{"6", unix.AF_INET6, netip.IPv6Loopback(), true, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, unix.IPV6_RECVORIGDSTADDR},
 }
 
+func familyOf(e endpoint) *family {
+	if e.is4() {
+		return &families[0]
+	}
+	return &families[1]
+}
+
 // setTransparent prepares a socket that stands for other people's addresses.
 func (f *family) setTransparent(fd int, mark uint32) error {
 	if err := unix.SetsockoptInt(fd, f.level, f.transparent, 1); err != nil {
@@ -92,10 +99,7 @@ func (f *family) openListener(mark uint32) (fd int, bound endpoint, err error) {
 // kernel prefers it to every other socket for what the client sends there, and what is sent on it
 // reaches the client from where the client expects it.
 func openFlow(key flowKey, mark uint32) (fd int, err error) {
-	f := &families[1]
-	if key.client.is4() {
-		f = &families[0]
-	}
+	f := familyOf(key.client)
 	return f.openUDP(func(fd int) error {
 		if err := f.setTransparent(fd, mark); err != nil {
 			return err
