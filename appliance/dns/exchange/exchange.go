@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -115,7 +116,10 @@ type lateError struct {
 }
 
 func (e *lateError) Error() string {
-	where := strings.TrimSuffix(e.cause.Error(), context.DeadlineExceeded.Error())
+	where := e.cause.Error()
+	for _, said := range []error{context.DeadlineExceeded, os.ErrDeadlineExceeded} {
+		where = strings.TrimSuffix(where, said.Error())
+	}
 	return strings.TrimSuffix(fmt.Sprintf("no answer within %v: %s", e.after, where), ": ")
 }
 

@@ -41,9 +41,10 @@ var errSilent = errors.New("the connection went silent")
 // pool keeps a few links to an upstream. It connects when a question wants to be asked, once for all
 // that wait, and replaces links that died, went silent or were idle too long.
 type pool struct {
-	open    func(context.Context) (session, error)
-	timeout time.Duration // of connecting; half of it is how long a proven link may be silent
-	life    *life
+	open           func(context.Context) (session, error)
+	timeout        time.Duration // of a question; half of it is how long a proven link may be silent
+	connectTimeout time.Duration
+	life           *life
 	limits
 
 	mu         sync.Mutex
@@ -203,7 +204,7 @@ func (p *pool) attempt(a *attempt, pause time.Duration) *link {
 	var made session
 	err := p.pause(pause)
 	if err == nil {
-		ctx, cancel := context.WithTimeout(p.life.ctx, p.timeout)
+		ctx, cancel := context.WithTimeout(p.life.ctx, p.connectTimeout)
 		made, err = p.open(ctx)
 		cancel()
 	}

@@ -44,7 +44,7 @@ func at(d time.Duration) func(context.Context) error {
 func scripted(t *testing.T, l limits, open func(n int) (*script, error)) (p *pool, opened *[]time.Duration) {
 	begun := time.Now()
 	opened = new([]time.Duration)
-	p = &pool{timeout: 2 * time.Second, life: newLife(), limits: l}
+	p = &pool{timeout: 2 * time.Second, connectTimeout: 2 * time.Second, life: newLife(), limits: l}
 	p.open = func(ctx context.Context) (session, error) {
 		*opened = append(*opened, time.Since(begun))
 		s, err := open(len(*opened))

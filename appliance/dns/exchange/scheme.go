@@ -79,8 +79,9 @@ func newDoQ(p parts) transport {
 	return &pooled{p.pool(openDoQ(p.endpoint, p.secure), multiplexLimits), encrypted}
 }
 
+// pool connects in less than the timeout, so that questions hear what went wrong.
 func (p parts) pool(open func(context.Context) (session, error), l limits) *pool {
-	return &pool{open: open, timeout: p.Timeout, life: p.life, limits: l}
+	return &pool{open: open, timeout: p.Timeout, connectTimeout: p.Timeout * 3 / 4, life: p.life, limits: l}
 }
 
 // New makes the upstream that a URL describes, without any traffic:
@@ -153,7 +154,7 @@ func parse(name, rawURL string, o Options) (*Upstream, error) {
 		if err != nil {
 			return nil, err
 		}
-		u.located = &locator{host: e.host, look: look, timeout: o.Timeout, life: u.life}
+		u.located = &locator{host: e.host, look: look, timeout: o.Timeout / 2, life: u.life}
 		e.locate = u.located
 	}
 
