@@ -15,6 +15,8 @@ const (
 	maxClients = 16384
 	// maxOutstanding bounds the queries that wait for something, of all clients together.
 	maxOutstanding = 4096
+	// maxStrangers bounds the datagrams that wait for their client to be identified.
+	maxStrangers = 1024
 	// reserved is what every client may have under way even when others have used up most of it all.
 	reserved = 16
 )
@@ -58,7 +60,15 @@ func newClients(o Options) *clients {
 	return &clients{limits: o.Limits, allow: o.Allow, facts: o.ClientFacts, all: make(map[[16]byte]*client)}
 }
 
-// known returns the view of a client of which enough is known. If it is not, both results are zero.
+// admission is a client's right to have one query under way; clients.leave gives it back.
+type admission struct {
+	client   *client
+	view     *view
+	resolver *Resolver
+}
+
+// known returns the view of a client and counts a query in its rate. If not enough is known of the client,
+// both results are zero.
 func (c *clients) known(addr *[16]byte, r *Resolver, now int64) (*view, Reason) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -75,9 +85,19 @@ func (c *clients) known(addr *[16]byte, r *Resolver, now int64) (*view, Reason) 
 	return k.view, 0
 }
 
-// admit learns who a client is, if need be, and counts a query as under way until leave. If counts is true
-// it is also taken from the client's rate.
-func (c *clients) admit(addr [16]byte, r *Resolver, now int64, counts bool) (*client, *view, Reason) {
+// enter admits a query of a client that known knew a moment ago.
+func (c *clients) enter(addr *[16]byte, r *Resolver, v *view) (admission, Reason) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.all[*addr]
+	if k == nil {
+		return admission{}, Overloaded // others were in need of its place
+	}
+	return c.seat(k, admission{k, v, r})
+}
+
+// admit learns who a client is, if need be, and admits a query.
+func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (admission, Reason) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := c.get(addr, now)
@@ -91,24 +111,31 @@ func (c *clients) admit(addr [16]byte, r *Resolver, now int64, counts bool) (*cl
 	k.seen = now
 	switch {
 	case !k.allowed:
-		return nil, nil, NotAllowed
-	case counts && !k.rate.take(now, c.limits.Queries):
-		return nil, nil, ClientRate
+		return admission{}, NotAllowed
+	case !k.rate.take(now, c.limits.Queries):
+		return admission{}, ClientRate
+	}
+	return c.seat(k, admission{k, k.view, r})
+}
+
+// seat counts a query as under way, if the client may have one more.
+func (c *clients) seat(k *client, a admission) (admission, Reason) {
+	switch {
 	case k.outstanding >= c.limits.Outstanding:
-		return nil, nil, ClientLimit
+		return admission{}, ClientLimit
 	case c.outstanding >= maxOutstanding*3/4 && k.outstanding >= reserved, c.outstanding >= maxOutstanding:
-		return nil, nil, Overloaded
+		return admission{}, Overloaded
 	}
 	k.outstanding++
 	c.outstanding++
-	return k, k.view, 0
+	return a, 0
 }
 
-func (c *clients) leave(k *client) {
+func (c *clients) leave(a admission) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.outstanding--
-	k.outstanding--
+	a.client.outstanding--
 }
 
 func (c *clients) identify(addr netip.Addr, r *Resolver) (bool, *view) {

@@ -42,7 +42,7 @@ type Resolver struct {
 	rebinding rebinding
 	cache     *cache
 	upstreams map[string]*upstream
-	addresses map[netip.Addr]bool // of upstreams, as far as they tell
+	located   []located
 	counters  resolverCounters
 	circles   atomic.Int64 // when the last warning of a circle was written, monotonic; 0 never
 
@@ -55,6 +55,9 @@ type Resolver struct {
 	closed   bool
 	flying   sync.WaitGroup
 }
+
+// located are the upstreams that know their addresses, which may change.
+type located interface{ Addresses() []netip.Addr }
 
 // ask is one question in one view: all that an answer depends on.
 type ask struct {
@@ -120,7 +123,6 @@ func NewResolver(s Settings) (*Resolver, error) {
 		rebinding: newRebinding(s.RebindAllow, s.Own),
 		cache:     newCache(s.Cache),
 		upstreams: make(map[string]*upstream),
-		addresses: make(map[netip.Addr]bool),
 		flights:   make(map[string]*flight),
 	}
 	var questions, answers []policy.Rule
@@ -150,10 +152,8 @@ func NewResolver(s Settings) (*Resolver, error) {
 	}
 	for name, exchanger := range s.Upstreams {
 		r.upstreams[name] = &upstream{name: name, exchanger: exchanger, log: s.Log}
-		if e, ok := exchanger.(interface{ Addresses() []netip.Addr }); ok {
-			for _, a := range e.Addresses() {
-				r.addresses[a.Unmap()] = true
-			}
+		if l, ok := exchanger.(located); ok {
+			r.located = append(r.located, l)
 		}
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())

@@ -53,11 +53,11 @@ func (d *desk) wire(client netip.Addr, packet []byte) (answer []byte, quick bool
 		return nil, true
 	}
 	addr, key := client.As16(), []byte(nil)
-	answer, how := d.server.quick(nil, &q, rcode, &addr, &key, q.limit(), monotonic())
+	answer, how, seat := d.server.quick(nil, &q, rcode, &addr, &key, q.limit(), monotonic())
 	if how == answered {
 		return answer, true
 	}
-	return d.server.respond(d.server.ctx, arrival{packet, addr, how == missed, (*query).limit}), false
+	return d.server.respond(d.server.ctx, arrival{packet, addr, (*query).limit, seat}), false
 }
 
 // send sends a query and reads the answer; nil is silence.

@@ -241,7 +241,7 @@ func TestServeLeavesNothing(t *testing.T) {
 		eventually(t, "both are asked", func() bool { return len(z.questions()) == 2 })
 		n.stop()
 		r.Close()
-		if s := n.server.Stats(); s.Connections != 0 || n.server.clients.outstanding != 0 || n.server.waiting.Load() != 0 {
+		if s := n.server.Stats(); s.Connections != 0 || n.server.clients.outstanding != 0 || n.server.strangers.Load() != 0 {
 			t.Errorf("left: %+v", s)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -33,9 +34,9 @@ type Server struct {
 	own     map[netip.Addr]bool // where our listeners are bound: nobody has business there
 	started atomic.Bool
 
-	ctx     context.Context // of Serve
-	work    sync.WaitGroup  // queries under way, and renewals
-	waiting atomic.Int64    // queries of UDP among them
+	ctx       context.Context // of Serve
+	work      sync.WaitGroup  // queries under way, and renewals
+	strangers atomic.Int64    // datagrams whose clients are being identified, until they are answered
 
 	retired struct {
 		mu        sync.Mutex
@@ -169,33 +170,40 @@ type outcome uint8
 const (
 	answered outcome = iota // also with silence
 	strange                 // not enough is known of the client
-	missed                  // the cache lacks it, or the client has to be taught; it counts in the client's rate
+	admitted                // the cache lacks it, or the client has to be taught
 )
 
-// quick appends the answer to a query that needs nothing to be waited for.
-func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]byte, limit int, now int64) ([]byte, outcome) {
+// quick appends the answer to a query that needs nothing to be waited for. It runs on a listener's thread:
+// it never waits, and calls nobody.
+func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]byte, limit int, now int64) ([]byte, outcome, admission) {
+	none := admission{}
 	r := s.resolver.Load()
 	if r == nil {
-		return b, strange
+		return b, strange, none
 	}
 	v, reason := s.clients.known(client, r, now)
 	if reason != 0 {
 		s.counters.drop(reason, 1)
-		return b, answered
+		return b, answered, none
 	}
 	if v == nil {
-		return b, strange
+		return b, strange, none
 	}
 	if rcode == dns.RcodeSuccess {
 		rcode = q.refusal()
 	}
 	if rcode != dns.RcodeSuccess {
-		return q.appendBare(b, rcode, 0), answered
+		return q.appendBare(b, rcode, 0), answered, none
 	}
 	*key = appendKey((*key)[:0], q.name(), q.qtype, q.do, q.unchecked(), v)
 	e, renew := r.cache.ready(*key, client, now)
 	if e == nil {
-		return b, missed
+		a, reason := s.clients.enter(client, r, v)
+		if reason != 0 {
+			s.counters.drop(reason, 1)
+			return b, answered, none
+		}
+		return b, admitted, a
 	}
 	if renew {
 		if a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), v); err == nil {
@@ -206,7 +214,7 @@ func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]b
 	if e.failed {
 		s.counters.failed.Add(1)
 	}
-	return s.appendEntry(b, q, e, e.left(now), limit), answered
+	return s.appendEntry(b, q, e, e.left(now), limit), answered, none
 }
 
 // refusal is the rcode for what is not resolved, whatever the name.
@@ -224,10 +232,10 @@ func (q *query) refusal() int {
 
 // arrival is a query that has to wait for something.
 type arrival struct {
-	packet  []byte
-	client  [16]byte
-	counted bool             // in the client's rate
-	limit   func(*query) int // how long the answer may be
+	packet    []byte
+	client    [16]byte
+	limit     func(*query) int // how long the answer may be
+	admission admission        // zero: the client has to be identified
 }
 
 // respond answers a query, and waits for what it needs. An answer of no bytes is silence.
@@ -240,17 +248,26 @@ func (s *Server) respond(ctx context.Context, in arrival) []byte {
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTime)
 	defer cancel()
+	seat := in.admission
 	for {
-		r := s.resolver.Load()
-		if r == nil {
-			return s.servfail(&q)
+		if seat.client == nil {
+			r := s.resolver.Load()
+			if r == nil {
+				return s.servfail(&q)
+			}
+			var reason Reason
+			if seat, reason = s.clients.admit(in.client, r, monotonic()); reason != 0 {
+				s.counters.drop(reason, 1)
+				return nil
+			}
 		}
-		answer, failed := s.attempt(ctx, r, in, &q, rcode)
+		answer, failed := s.attempt(ctx, seat, in, &q, rcode)
+		s.clients.leave(seat)
 		switch {
 		case s.ctx.Err() != nil:
 			return nil // the client will ask again, and the next daemon answer
-		case failed && s.resolver.Load() != r:
-			in.counted = true // a reload closed the resolver: the next one may do better
+		case failed && s.resolver.Load() != seat.resolver:
+			seat = admission{} // a reload closed the resolver: the next one may do better
 			continue
 		case failed:
 			s.counters.failed.Add(1)
@@ -260,20 +277,15 @@ func (s *Server) respond(ctx context.Context, in arrival) []byte {
 }
 
 // attempt answers a query by one resolver. If failed is true the answer is SERVFAIL.
-func (s *Server) attempt(ctx context.Context, r *Resolver, in arrival, q *query, rcode int) (answer []byte, failed bool) {
-	c, v, reason := s.clients.admit(in.client, r, monotonic(), !in.counted)
-	if reason != 0 {
-		s.counters.drop(reason, 1)
-		return nil, false
-	}
-	defer s.clients.leave(c)
+func (s *Server) attempt(ctx context.Context, seat admission, in arrival, q *query, rcode int) (answer []byte, failed bool) {
+	r := seat.resolver
 	if rcode == dns.RcodeSuccess {
 		rcode = q.refusal()
 	}
 	if rcode != dns.RcodeSuccess {
 		return q.appendBare(nil, rcode, 0), false
 	}
-	a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), v)
+	a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), seat.view)
 	if err != nil {
 		return q.appendBare(nil, dns.RcodeFormatError, 0), false
 	}
@@ -305,8 +317,11 @@ func (s *Server) attempt(ctx context.Context, r *Resolver, in arrival, q *query,
 // circular reports that an upstream asks us what we are asking it: it is behind us, and its own questions
 // come here.
 func (s *Server) circular(r *Resolver, a *ask, client [16]byte) bool {
+	if !r.inFlight(a.key) {
+		return false
+	}
 	addr := netip.AddrFrom16(client).Unmap()
-	if !r.addresses[addr] || !r.inFlight(a.key) {
+	if !slices.ContainsFunc(r.located, func(l located) bool { return slices.Contains(l.Addresses(), addr) }) {
 		return false
 	}
 	if now, last := monotonic(), r.circles.Load(); (last == 0 || now-last > int64(warningInterval)) && r.circles.CompareAndSwap(last, now) {

@@ -380,7 +380,7 @@ func TestReservedShare(t *testing.T) {
 	greedy, modest := client4.As16(), other4.As16()
 	n := 0
 	for ; ; n++ {
-		if _, _, reason := c.admit(greedy, r, 1, true); reason != 0 {
+		if _, reason := c.admit(greedy, r, 1); reason != 0 {
 			break
 		}
 	}
@@ -388,11 +388,11 @@ func TestReservedShare(t *testing.T) {
 		t.Errorf("one client has %d under way", n)
 	}
 	for i := range reserved {
-		if _, _, reason := c.admit(modest, r, 1, true); reason != 0 {
+		if _, reason := c.admit(modest, r, 1); reason != 0 {
 			t.Fatalf("query %d of a modest client: %s", i, reason)
 		}
 	}
-	if _, _, reason := c.admit(modest, r, 1, true); reason != Overloaded {
+	if _, reason := c.admit(modest, r, 1); reason != Overloaded {
 		t.Errorf("beyond its share: %v", reason)
 	}
 }
@@ -419,15 +419,15 @@ func TestClientRate(t *testing.T) {
 func TestClientsAreBounded(t *testing.T) {
 	c := newClients(Options{Limits: Limits{Outstanding: 10, Queries: 10}, Allow: allowPrivate})
 	r := newResolver(t, Settings{Upstreams: map[string]Exchanger{"up": newZone(t)}, Default: "up"})
-	first, _, _ := c.admit(client4.As16(), r, 1, true)
+	first, _ := c.admit(client4.As16(), r, 1)
 	addr := netip.MustParseAddr("fd00::1")
 	for i := range 2 * maxClients {
-		k, _, _ := c.admit(addr.As16(), r, int64(i+2), true)
+		k, _ := c.admit(addr.As16(), r, int64(i+2))
 		c.leave(k)
 		addr = addr.Next()
 	}
-	if len(c.all) != maxClients || c.all[client4.As16()] != first {
-		t.Errorf("%d clients; the one that waits is forgotten: %v", len(c.all), c.all[client4.As16()] != first)
+	if len(c.all) != maxClients || c.all[client4.As16()] != first.client {
+		t.Errorf("%d clients; the one that waits is forgotten: %v", len(c.all), c.all[client4.As16()] != first.client)
 	}
 	c.leave(first)
 	if c.outstanding != 0 {

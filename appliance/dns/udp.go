@@ -99,25 +99,28 @@ func (l *udpListener) arrived(i int, now int64) {
 		return
 	}
 	addr := client.Addr().As16()
-	answer, how := s.quick(l.batch.answer(i), &q, rcode, &addr, &l.key, q.limit(), now)
+	answer, how, seat := s.quick(l.batch.answer(i), &q, rcode, &addr, &l.key, q.limit(), now)
 	switch {
-	case how != answered:
-		l.wait(arrival{slices.Clone(packet), addr, how == missed, (*query).limit}, l.batch.peers[i])
-	case len(answer) > 0:
+	case how == answered && len(answer) > 0:
 		l.batch.put(i, len(answer))
+	case how == strange && s.strangers.Load() >= maxStrangers:
+		s.counters.drop(Overloaded, 1)
+	case how != answered:
+		l.wait(arrival{slices.Clone(packet), addr, (*query).limit, seat}, l.batch.peers[i])
 	}
 }
 
 // wait answers a query that has to wait for something.
 func (l *udpListener) wait(in arrival, p peer) {
 	s := l.server
-	if s.waiting.Add(1) > maxOutstanding {
-		s.waiting.Add(-1)
-		s.counters.drop(Overloaded, 1)
-		return
+	isStrange := in.admission.client == nil
+	if isStrange {
+		s.strangers.Add(1)
 	}
 	s.work.Go(func() {
-		defer s.waiting.Add(-1)
+		if isStrange {
+			defer s.strangers.Add(-1)
+		}
 		answer := s.respond(s.ctx, in)
 		if len(answer) > 0 && p.sendTo(l.fd, l.family, answer) != nil {
 			s.counters.drop(SendFailed, 1)
