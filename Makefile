@@ -34,8 +34,8 @@ test: need-go ## run every test that this machine can run, and list what was ski
 	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
 	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=15m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
 
-bench: need-root need-go ## measure forwarding and proxying against plain forwarding (root)
-	@scripts/install-deps.sh demo
+bench: need-root need-go ## measure forwarding, proxying and DNS against what is simpler (root)
+	@scripts/install-deps.sh bench
 	@$(MAKE) --no-print-directory build
 	@$(GO) run ./appliance/bench $(BENCHFLAGS)
 

@@ -33,7 +33,7 @@ var pure = []string{"policy", "sniff"}
 var owners = map[string][]string{
 	"github.com/cilium/ebpf":              {"datapath", "bench"},
 	"github.com/knadh/koanf":              {"config"},
-	"github.com/miekg/dns":                {"dns"},
+	"github.com/miekg/dns":                {"dns", "lab"},
 	"github.com/quic-go/quic-go":          {"dns", "lab"},
 	"github.com/prometheus/client_golang": {"admin"},
 	"github.com/alecthomas/kong":          {"sidegate"},

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and this machine lacks, on Debian and Ubuntu.
 #
-#   scripts/install-deps.sh [--if-root] GROUP...     demo, test, lint, generate, or all
+#   scripts/install-deps.sh [--if-root] GROUP...     demo, test, browser, bench, lint, generate, or all
 #
 # With --if-root, a user who may not install is told what is missing, and that is no failure.
 # Costs milliseconds when nothing is missing: presence is a command in PATH, not a question to apt.
@@ -22,6 +22,18 @@ test      ip              iproute2
 test      ping            iputils-ping
 test      curl            curl
 test      git             git
+test      unbound         unbound
+test      dnsmasq         dnsmasq-base
+test      nginx           nginx
+test      dig             bind9-dnsutils
+test      dnsperf         dnsperf
+
+browser   chromium        chromium
+
+bench     danted          dante-server
+bench     ip              iproute2
+bench     unbound         unbound
+bench     dnsperf         dnsperf
 
 lint      clang-format-19 clang-format-19
 lint      shellcheck      shellcheck
@@ -32,7 +44,11 @@ generate  llvm-strip-19   llvm-19
 
 # The daemons among these packages: installing a test peer must not leave a server running on the
 # machine, now or after the next boot.
-services='danted squid microsocks iperf3 nftables'
+services='danted squid microsocks iperf3 nftables unbound unbound-resolvconf nginx'
+
+# What a system may lack without being the wrong one: tests that need it are skipped, and say so.
+# Ubuntu has Chromium as a snap only, which cannot be started inside a network namespace.
+optional=' chromium '
 
 say() { printf 'install-deps: %s\n' "$*" >&2; }
 die() {
@@ -46,11 +62,11 @@ if [[ ${1-} == --if-root ]]; then
 	shift
 fi
 groups=" $* "
-[[ $groups == *' all '* ]] && groups=' demo test lint generate '
+[[ $groups == *' all '* ]] && groups=' demo test browser bench lint generate '
 for group in $groups; do
-	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, test, lint, generate, all)"
+	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, test, browser, bench, lint, generate, all)"
 done
-[[ ${groups// /} ]] || die 'which group? (have: demo, test, lint, generate, all)'
+[[ ${groups// /} ]] || die 'which group? (have: demo, test, browser, bench, lint, generate, all)'
 
 missing_commands=() missing_packages=()
 while read -r group command package; do
@@ -111,9 +127,19 @@ update || {
 	die 'apt-get update failed (above); without it the packages cannot be found'
 }
 
+installable=() absent=' '
 for package in "${missing_packages[@]}"; do
 	candidate=$(LC_ALL=C apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
-	[[ $candidate && $candidate != '(none)' ]] && continue
+	# A candidate of Ubuntu's that only fetches a snap says so in its version.
+	if [[ $candidate && $candidate != '(none)' && $candidate != *snap* ]]; then
+		installable+=("$package")
+		continue
+	fi
+	if [[ $optional == *" $package "* ]]; then
+		say "this system has no package $package: what needs it is skipped"
+		absent+="$package "
+		continue
+	fi
 	quote_log # a mirror that does not answer is only a warning to apt
 	die "the package lists have no $package: is a mirror out of reach (above), or is this older than Debian 12 or Ubuntu 24.04?"
 done
@@ -128,8 +154,9 @@ units() { systemctl list-unit-files --no-legend --state=enabled "${@/%/.service}
 read -ra service_names <<<"$services"
 enabled_before=$(units "${service_names[@]}" || true)
 
-say "installing ${missing_packages[*]} …"
-apt install --no-install-recommends "${missing_packages[@]}" || {
+[[ ${#installable[@]} -eq 0 ]] && exit 0
+say "installing ${installable[*]} …"
+apt install --no-install-recommends "${installable[@]}" || {
 	quote_log
 	die 'apt-get install failed (above)'
 }
@@ -140,6 +167,7 @@ done
 
 hash -r
 for command in "${missing_commands[@]}"; do
+	[[ $absent == *" $command "* ]] && continue # an optional package is called as its command
 	command -v "$command" >/dev/null || die "$command is still missing after the installation"
 done
 say "done in $SECONDS s"

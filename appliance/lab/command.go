@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -62,6 +65,29 @@ func (l *Lab) startProcesses() {
 			return
 		}
 	}
+}
+
+// seeing makes a program that sees other files in the place of some of the machine's. They are replaced in a mount
+// namespace that only the program has; the machine's own stay as they are.
+func (c *Command) seeing(files map[string]string) *Command {
+	script := "set -e\n"
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		script += fmt.Sprintf("mount --bind %s %s\n", files[file], file)
+	}
+	args := append([]string{"-c", script + `exec "$0" "$@"`, c.name}, c.args...)
+	outer := *c
+	outer.name, outer.args, outer.private = "sh", args, true
+	return &outer
+}
+
+// Resolving makes a program whose getaddrinfo(3) asks a DNS server, which the machine's own /etc/resolv.conf does not
+// name.
+func (c *Command) Resolving(server netip.Addr) (*Command, error) {
+	path := c.host.lab.file("resolv", ".conf")
+	if err := os.WriteFile(path, []byte("nameserver "+server.String()+"\n"), 0o644); err != nil {
+		return nil, fmt.Errorf("naming a DNS server for %s on %s: %w", c.name, c.host.name, err)
+	}
+	return c.seeing(map[string]string{"/etc/resolv.conf": path}), nil
 }
 
 // Start starts the program.

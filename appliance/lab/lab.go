@@ -56,6 +56,8 @@ type Lab struct {
 	stop     chan struct{} // asks that thread to end
 	stopped  chan struct{} // it did
 
+	authority func() (*Authority, error)
+
 	mu         sync.Mutex
 	closed     bool
 	namespaces []*namespace
@@ -97,6 +99,7 @@ func New(ctx context.Context, o Options) (_ *Lab, err error) {
 		hosts:    make(map[string]*Host),
 		closers:  make(map[int]func() error),
 	}
+	l.authority = sync.OnceValues(l.newAuthority)
 	go l.startProcesses()
 	defer func() {
 		if err != nil {

@@ -155,14 +155,13 @@ socks pass { from: 0/0 to: 0/0 command: udpreply bindreply }
 	return h.startDaemon(command, o.Port)
 }
 
-// withAccount makes a program see one more user of the system: dante asks the system's user database. The files are
-// replaced in a mount namespace that only this program has; the machine's own stay as they are.
+// withAccount makes a program see one more user of the system: dante asks the system's user database.
 func (h *Host) withAccount(ctx context.Context, c Credentials, inner *Command) (*Command, error) {
 	hash, err := c.crypt(ctx)
 	if err != nil {
 		return nil, err
 	}
-	script := "set -e\n"
+	replaced := make(map[string]string)
 	for file, line := range map[string]string{
 		"passwd": c.User + ":x:65000:65000::/nonexistent:/usr/sbin/nologin\n",
 		"shadow": c.User + ":" + hash + ":20000:0:99999:7:::\n",
@@ -176,12 +175,9 @@ func (h *Host) withAccount(ctx context.Context, c Credentials, inner *Command) (
 		if err := os.WriteFile(path, append(text, line...), mode); err != nil {
 			return nil, err
 		}
-		script += fmt.Sprintf("mount --bind %s /etc/%s\n", path, file)
+		replaced["/etc/"+file] = path
 	}
-	args := append([]string{"-c", script + `exec "$0" "$@"`, inner.name}, inner.args...)
-	command := h.Command(inner.ctx, "sh", args...)
-	command.private = true
-	return command, nil
+	return inner.seeing(replaced), nil
 }
 
 // SquidOptions configure StartSquid. Port 0 means 3128.
@@ -219,11 +215,16 @@ func (h *Host) StartSquid(ctx context.Context, o SquidOptions) (*Daemon, error) 
 	}
 	listen, ca := fmt.Sprintf("http_port %d", o.Port), ""
 	if o.TLS {
-		certificate, key, err := h.certificate()
+		certificate, err := h.Certificate()
 		if err != nil {
 			return nil, err
 		}
-		listen, ca = fmt.Sprintf("https_port %d tls-cert=%s tls-key=%s", o.Port, certificate, key), certificate
+		authority, err := h.lab.Authority()
+		if err != nil {
+			return nil, err
+		}
+		listen = fmt.Sprintf("https_port %d tls-cert=%s tls-key=%s", o.Port, certificate.File, certificate.Key)
+		ca = authority.File
 	}
 	// cache_log on standard error joins the process's log; the service name keeps its shared memory apart from a squid
 	// that the machine may run.
