@@ -13,7 +13,9 @@ const (
 // they come. Its zero value is ready. It keeps no datagram, but up to MaxStream bytes of the handshake, a bit for each,
 // and the keys of one connection: 20 KiB at most.
 type QUIC struct {
-	keys   *initialKeys // of the last packet that they opened
+	// keys are those that have opened a packet. They stay where the server's answer gives the client another connection ID to
+	// write to; after a Retry they are that ID's own (RFC 9001 section 5.2).
+	keys   *initialKeys
 	hello  assembly
 	opened bool   // some packet was an Initial indeed
 	done   Result // the answer, once it is final
@@ -42,7 +44,7 @@ func (q *QUIC) Datagram(b []byte) Result {
 // read takes what a datagram's packets say of the handshake. Only packets with the first one's connection ID are of this
 // client's connection (RFC 9000 section 12.2), which also bounds the keys to derive: one set for a datagram.
 func (q *QUIC) read(b []byte) {
-	var keys *initialKeys
+	var own *initialKeys
 	for len(b) > 0 {
 		p, size := parsePacket(b)
 		if p == nil {
@@ -52,18 +54,21 @@ func (q *QUIC) read(b []byte) {
 		if p.kind != p.version.initial {
 			continue // 0-RTT, Handshake
 		}
-		if keys == nil {
-			if keys = q.keys; !keys.are(p) {
-				keys = deriveKeys(p.version, p.destination)
+		if own == nil {
+			if own = q.keys; !own.are(p) {
+				own = deriveKeys(p.version, p.destination)
 			}
 		}
-		if !keys.are(p) {
+		if !own.are(p) {
 			return
 		}
-		if payload := keys.open(p); payload != nil {
-			q.keys, q.opened = keys, true
-			q.frames(payload)
+		payload := own.open(p)
+		if payload != nil {
+			q.keys, q.opened = own, true
+		} else if q.keys != nil && q.keys != own {
+			payload = q.keys.open(p)
 		}
+		q.frames(payload)
 	}
 }
 

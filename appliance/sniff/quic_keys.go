@@ -18,7 +18,7 @@ type initialKeys struct {
 	iv          []byte
 }
 
-// are says whether these keys are the packet's. After a Retry its connection ID is another, and so are the keys.
+// are says whether these keys derive from the packet's connection ID.
 func (k *initialKeys) are(p *packet) bool {
 	return k != nil && k.version == p.version && k.destination == string(p.destination)
 }

@@ -14,6 +14,7 @@ import (
 type initial struct {
 	version                    uint32
 	destination, source, token []byte
+	keysOf                     []byte // nil: of destination
 	number                     uint32
 	numberSize                 int // 0: 4
 	frames                     []byte
@@ -40,7 +41,10 @@ func (p initial) seal(t testing.TB) []byte {
 	number := binary.BigEndian.AppendUint32(nil, p.number)
 	b = append(b, number[4-p.numberSize:]...)
 
-	keys := deriveKeys(v, p.destination)
+	if p.keysOf == nil {
+		p.keysOf = p.destination
+	}
+	keys := deriveKeys(v, p.keysOf)
 	nonce := bytes.Clone(keys.iv)
 	for i, c := range number {
 		nonce[len(nonce)-4+i] ^= c
@@ -293,6 +297,18 @@ func TestQUICAfterRetry(t *testing.T) {
 	again.frames = cryptoFrame(0, quicHello)
 	var alone QUIC
 	check(t, alone.Datagram(again.seal(t)), foundQUIC("quic.example"))
+}
+
+// TestQUICAfterAnAnswer: the client writes to the ID that the server chose, and keeps the keys.
+func TestQUICAfterAnAnswer(t *testing.T) {
+	half := 60
+	first := initial{version: v1, destination: someID, frames: cryptoFrame(0, quicHello[:half])}.seal(t)
+	second := initial{version: v1, destination: []byte("chosen"), keysOf: someID, number: 1, frames: cryptoFrame(half, quicHello[half:])}.seal(t)
+	var q QUIC
+	check(t, q.Datagram(first), quicMore)
+	check(t, q.Datagram(second), foundQUIC("quic.example"))
+	var late QUIC
+	check(t, late.Datagram(second), Result{Status: Nothing})
 }
 
 func TestQUICIsBounded(t *testing.T) {
