@@ -52,7 +52,7 @@ func BenchmarkQUIC(b *testing.B) {
 		{"not decryptable", [][]byte{append([]byte{0xc0}, rfc[1:]...)}},
 		{"hostile/1200 packets in a datagram", [][]byte{small[:min(len(small), 65_000)]}},
 		{"hostile/overlapping frames", [][]byte{initial{
-			version: v1, destination: someID, frames: []byte(strings.Repeat("\x06\x7f\xff\x01x", 12_000)),
+			version: v1, destination: someID, frames: []byte(strings.Repeat("\x06\x7f\xff\x01x", 3_200)),
 		}.seal(b)}},
 	} {
 		b.Run(c.what, func(b *testing.B) {

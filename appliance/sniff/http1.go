@@ -27,7 +27,7 @@ func http1(b []byte) Result {
 	for {
 		line, b, whole = cutLine(b)
 		switch {
-		case bytes.ContainsFunc(line, isControl):
+		case hasControl(line):
 			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
 		case !whole:
 			return Result{Status: More, Protocol: ProtocolHTTP1}
@@ -40,11 +40,13 @@ func http1(b []byte) Result {
 		if !ok {
 			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
 		}
-		if strings.EqualFold(string(bytes.TrimRight(field, " \t")), "host") {
+		if isHost(bytes.TrimRight(field, " \t")) {
 			return named(ProtocolHTTP1, withoutPort(string(bytes.Trim(value, " \t"))))
 		}
 	}
 }
+
+func isHost(field []byte) bool { return len(field) == 4 && strings.EqualFold(string(field), "host") }
 
 // cutLine cuts the first line off, without its end; whole says that its end has come. A bare LF ends one too: section 2.2.
 func cutLine(b []byte) (line, rest []byte, whole bool) {
@@ -52,7 +54,14 @@ func cutLine(b []byte) (line, rest []byte, whole bool) {
 	return bytes.TrimSuffix(line, []byte("\r")), rest, whole
 }
 
-func isControl(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
+func hasControl(line []byte) bool {
+	for _, c := range line {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return true
+		}
+	}
+	return false
+}
 
 // requestLine is Found for a request line, with the host if its target has one; More for what may become one.
 func requestLine(line []byte, whole bool) (Status, string) {

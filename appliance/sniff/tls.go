@@ -17,33 +17,37 @@ const (
 
 func tlsStream(b []byte) Result {
 	message, ok := handshake(b)
-	if !ok {
-		return Result{Status: Nothing}
+	result := Result{Status: More}
+	if len(message) > 0 {
+		result = clientHello(message, ProtocolTLS)
 	}
-	return clientHello(message, ProtocolTLS)
+	if !ok && result.Status == More {
+		result.Status, result.Name = Nothing, ""
+	}
+	return result
 }
 
-// handshake returns what has come of the first handshake message, at least, out of its records; false if they are no such
-// records. It copies only where there are several.
+// handshake returns what has come of the first handshake message, at least, out of its records; false if something else follows
+// it. It copies only where there are several records.
 func handshake(b []byte) ([]byte, bool) {
 	var message []byte
 	for r := newReader(b); r.more() && !complete(message); {
 		if r.number(1) != recordHandshake {
-			return nil, false // also an alert or early data amidst the message
+			return message, false // also an alert or early data amidst the message
 		}
 		version, size := r.take(2), r.take(2)
 		if version == nil { // half of it may have come
 			return message, r.at == len(b) || b[r.at] == 3
 		}
 		if version[0] != 3 || version[1] > 4 {
-			return nil, false
+			return message, false
 		}
 		if size == nil {
 			return message, true
 		}
 		n := int(size[0])<<8 | int(size[1])
 		if n == 0 || n > maxRecord { // RFC 8446 section 5.1: no empty fragments of a handshake
-			return nil, false
+			return message, false
 		}
 		fragment := r.take(min(n, len(b)-r.at))
 		if message == nil {

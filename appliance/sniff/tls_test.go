@@ -240,7 +240,7 @@ func TestTLSWhatIsNoHello(t *testing.T) {
 
 	message := makeHello(serverNameOf("a.example"))
 	alert := append(inRecords(message[:20], 20), "\x15\x03\x01\x00\x02\x02\x28"...)
-	checkSplit(t, alert, 26, Result{Status: Nothing})
+	checkSplit(t, alert, 26, Result{Status: Nothing, Protocol: ProtocolTLS})
 	old := inRecords(append([]byte{1, 0, 0, 41}, message[4:45]...), maxRecord) // SSL 3.0, without extensions
 	checkSplit(t, old, len(old), Result{Status: Nothing, Protocol: ProtocolTLS})
 }
