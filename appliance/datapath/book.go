@@ -186,37 +186,45 @@ type knowledge struct {
 	open  bool // there may be names that we do not know
 }
 
-func (k *knowledge) add(p *page, dnsOnly bool) {
+// add takes what a page has from DNS.
+func (k *knowledge) add(p *page) {
 	k.open = k.open || p.full
 	for _, l := range p.lessons {
-		if l.source == FromSniffing {
-			if dnsOnly {
-				continue
-			}
-			// the client resolves elsewhere; where one of its flows was not direct, each is looked at
-			k.open = k.open || !l.direct
-		}
-		for _, name := range l.names {
-			if !slices.Contains(k.names, name) {
-				k.names = append(k.names, name)
-			}
+		if l.source == FromDNS {
+			k.addNames(l.names)
 		}
 	}
 }
 
-// of is what the programs are told of an address for one client. One that has told us its names only by its
-// flows is told those too that others know.
-func (b *book) of(key gatewayNameKey) knowledge {
+func (k *knowledge) addNames(names []string) {
+	for _, name := range names {
+		if !slices.Contains(k.names, name) {
+			k.names = append(k.names, name)
+		}
+	}
+}
+
+// of is what the programs are told of an address for one client. A name that only a flow told shows that the client
+// resolves elsewhere: there may be others, and each of its flows is looked at, unless such names are trusted and all
+// have been direct. It is told besides what others know.
+func (b *book) of(key gatewayNameKey, trust bool) knowledge {
 	var k knowledge
 	p := b.page(key)
 	if p == nil {
 		return k
 	}
-	k.add(p, false)
-	if !slices.ContainsFunc(p.lessons, func(l lesson) bool { return l.source == FromDNS }) {
+	k.add(p)
+	asked := len(k.names) > 0
+	for _, l := range p.lessons {
+		if l.source == FromSniffing && !slices.Contains(k.names, l.names[0]) {
+			k.open = k.open || !trust || !l.direct
+			k.addNames(l.names)
+		}
+	}
+	if !asked {
 		shared := b.shared(key.Address)
 		k.open = k.open || shared.open
-		k.names = append(k.names, shared.names...)
+		k.addNames(shared.names)
 	}
 	return k
 }
@@ -226,7 +234,7 @@ func (b *book) of(key gatewayNameKey) knowledge {
 func (b *book) shared(a gatewayAddress) knowledge {
 	var k knowledge
 	for _, p := range b.sharers[a] {
-		k.add(p, true)
+		k.add(p)
 		if len(k.names) > maxShared {
 			k.open = true
 			break

@@ -35,18 +35,23 @@ func TestBookKnowledge(t *testing.T) {
 			t.Errorf("%s: %v, open %t; want %v, %t", what, k.names, k.open, names, open)
 		}
 	}
-	check("own", b.of(a), false, "cdn.test", "www.a.test")
-	check("who knows nothing", b.of(nobody), false)
+	check("own", b.of(a, false), false, "cdn.test", "www.a.test")
+	check("who knows nothing", b.of(nobody, true), false)
 	check("all", b.shared(a.Address), false, "b.test", "cdn.test", "www.a.test")
 
 	b.learn(nobody, sniffedLesson("s.test", true))
-	check("who only told by a flow", b.of(nobody), false, "b.test", "cdn.test", "s.test", "www.a.test")
+	check("who only told by a flow", b.of(nobody, false), true, "b.test", "cdn.test", "s.test", "www.a.test")
+	check("who is trusted", b.of(nobody, true), false, "b.test", "cdn.test", "s.test", "www.a.test")
 	check("all, whom a flow's word does not concern", b.shared(a.Address), false, "b.test", "cdn.test", "www.a.test")
 	b.learn(nobody, sniffedLesson("p.test", false))
-	check("one of whose flows was not direct", b.of(nobody), true, "b.test", "cdn.test", "p.test", "s.test", "www.a.test")
+	check("one of whose flows was not direct", b.of(nobody, true), true, "b.test", "cdn.test", "p.test", "s.test", "www.a.test")
 
 	b.learn(a, dnsLesson(2, "www.a.test", "other.test"))
-	check("after another chain", b.of(a), false, "other.test", "www.a.test")
+	check("after another chain", b.of(a, false), false, "other.test", "www.a.test")
+	b.learn(a, sniffedLesson("www.a.test", false))
+	check("a flow that told what was asked for", b.of(a, false), false, "other.test", "www.a.test")
+	b.learn(a, sniffedLesson("doh.test", true))
+	check("who also resolves elsewhere", b.of(a, false), true, "doh.test", "other.test", "www.a.test")
 }
 
 // TestBookPageIsBounded: a page that has no room says that there can be other names, and keeps the newest.
@@ -55,13 +60,13 @@ func TestBookPageIsBounded(t *testing.T) {
 	for i := range 100 {
 		b.learn(key, dnsLesson(time.Duration(i)*time.Second, fmt.Sprintf("name-%03d.of.some.length.example.com", i)))
 	}
-	k := b.of(key)
+	k := b.of(key, true)
 	if !k.open || len(k.names) < 10 || !slices.Contains(k.names, "name-099.of.some.length.example.com") || slices.Contains(k.names, "name-000.of.some.length.example.com") {
 		t.Errorf("%d names, open %t", len(k.names), k.open)
 	}
 	long := strings.Repeat(strings.Repeat("a", 62)+".", 4) + "b"
 	b.learn(key, dnsLesson(time.Hour, long, long+"c", long+"d", long+"e", long+"f"))
-	if k := b.of(key); !k.open || k.names[0] != long {
+	if k := b.of(key, true); !k.open || k.names[0] != long {
 		t.Errorf("a chain that is longer than a page: %d names, open %t", len(k.names), k.open)
 	}
 }

@@ -62,7 +62,7 @@ func (g *generation) setNames(key gatewayNameKey, b *book) error {
 	if !g.usesNames {
 		return nil
 	}
-	if err := g.setName(key, b.of(key)); err != nil {
+	if err := g.setName(key, b.of(key, g.desired.TrustSniffed)); err != nil {
 		return err
 	}
 	return g.setName(gatewayNameKey{Address: key.Address}, b.shared(key.Address))

@@ -96,8 +96,9 @@ func (l *learning) chain(key gatewayNameKey, name string) []string {
 }
 
 // Decide asks the policy again about a flow whose name the first bytes told, and puts the answer into the flow's
-// entry. An empty name means that they told none: then what was decided without stands. The name is learned, so that
-// the client's next flow to where this one went direct is the kernel's from its first packet.
+// entry. An empty name means that they told none: then what was decided without stands. The name is learned, so that,
+// where such names are trusted, the client's next flow to where this one went direct is the kernel's from its first
+// packet.
 func (d *Datapath) Decide(a Assignment, name string) (outbound string, err error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

@@ -22,7 +22,7 @@ import (
 const nameLife = time.Hour
 
 // sniffedLife is the life of a name that a flow told. It is short: the client's other names for the address are not
-// known, and until it is over its flows there are decided by this one.
+// known, and where such names are trusted its flows there are decided by this one until it is over.
 const sniffedLife = time.Minute
 
 // Lesson is what a DNS answer tells a client.

@@ -300,7 +300,8 @@ func TestDecide(t *testing.T) {
 	}
 }
 
-// TestDecidedNextTime: what went direct is the kernel's the next time, and what did not is looked at again.
+// TestDecidedNextTime: where first bytes are trusted, what went direct is the kernel's the next time. All else is
+// looked at again.
 func TestDecidedNextTime(t *testing.T) {
 	d := opened(t)
 	apply(t, d, Desired{Policy: namesPolicy(t), Sockets: udpListener(t), Sniff: SniffUnknown})
@@ -319,10 +320,17 @@ func TestDecidedNextTime(t *testing.T) {
 		}
 		return true
 	}
+	for range 3 {
+		if !visit("203.0.113.9", "near.test") {
+			t.Error("a name that only a flow told decided another flow")
+		}
+	}
+	apply(t, d, Desired{Policy: namesPolicy(t), Sockets: udpListener(t), Sniff: SniffUnknown, TrustSniffed: true})
 	for _, c := range []struct {
 		address, name string
 		sniffed       bool
 	}{
+		{"203.0.113.9", "near.test", false}, // learned before
 		{"203.0.113.1", "near.test", true},
 		{"203.0.113.1", "near.test", false},
 		{"203.0.113.2", "www.far.test", true},
@@ -337,7 +345,7 @@ func TestDecidedNextTime(t *testing.T) {
 	if got := verdictOf(t, d, stranger); got != gatewayVerdictVERDICT_SNIFF {
 		t.Errorf("what one client's flow told decides another's: verdict %d", got)
 	}
-	if known := d.Names(); len(known) != 3 || known[0].Source != FromSniffing || known[0].Client != laptop.String() {
+	if known := d.Names(); len(known) != 4 || known[0].Source != FromSniffing || known[0].Client != laptop.String() {
 		t.Errorf("known: %+v", known)
 	}
 }

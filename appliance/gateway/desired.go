@@ -83,6 +83,7 @@ func desire(c *config.Config, p *combined, lans []lan, s *netstate.Snapshot) dat
 		ClientFlows:  c.PerClient.Flows,
 		ClientAsks:   c.PerClient.DNSQueries,
 		Sniff:        sniffModes[c.Sniff],
+		TrustSniffed: c.TrustSniffed,
 	}
 	for _, l := range lans {
 		if l.index != 0 {
