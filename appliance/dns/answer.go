@@ -102,7 +102,12 @@ func (got *answer) follow(a *ask, owner string, records []dns.RR) (next string, 
 func (got *answer) takeSignatures(owner string, records []dns.RR) {
 	for _, record := range records {
 		s, ok := record.(*dns.RRSIG)
-		if ok && strings.EqualFold(s.Hdr.Name, owner) && (s.TypeCovered == got.qtype || s.TypeCovered == dns.TypeCNAME) && !sliceHas(got.records, record) {
+		if !ok || sliceHas(got.records, record) {
+			continue
+		}
+		at := strings.EqualFold(s.Hdr.Name, owner) && (s.TypeCovered == got.qtype || s.TypeCovered == dns.TypeCNAME)
+		above := s.TypeCovered == dns.TypeDNAME && isBelow(strings.TrimSuffix(owner, "."), lowerName(s.Hdr.Name))
+		if at || above {
 			got.take(record)
 		}
 	}

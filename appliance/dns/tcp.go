@@ -19,9 +19,11 @@ const (
 	// tcpWrite bounds sending an answer to a client that does not read.
 	tcpWrite = 5 * time.Second
 	// tcpPipeline is how many queries of a connection are answered at once. Meanwhile no more are read.
-	tcpPipeline = 32
+	tcpPipeline = 16
+	// maxQuery bounds what a connection can make us keep. Queries with every usual option have a tenth of it.
+	maxQuery = 4096
 	// maxConnections bounds the connections of all clients together.
-	maxConnections = 1024
+	maxConnections = 512
 	// acceptPause is how long to wait after accept failed, mostly for want of descriptors.
 	acceptPause = 50 * time.Millisecond
 )
@@ -217,7 +219,11 @@ func readFrame(c io.Reader) ([]byte, error) {
 	if _, err := io.ReadFull(c, length[:]); err != nil {
 		return nil, fmt.Errorf("reading a query's length: %w", err)
 	}
-	packet := make([]byte, binary.BigEndian.Uint16(length[:]))
+	size := binary.BigEndian.Uint16(length[:])
+	if size > maxQuery {
+		return nil, fmt.Errorf("reading a query of %d bytes: there is none of more than %d", size, maxQuery)
+	}
+	packet := make([]byte, size)
 	if _, err := io.ReadFull(c, packet); err != nil {
 		return nil, fmt.Errorf("reading a query: %w", err)
 	}

@@ -43,13 +43,14 @@ func TestReuse(t *testing.T) {
 
 // TestMisbehaviour has servers do each thing to the first question, which is never an answer.
 func TestMisbehaviour(t *testing.T) {
+	noLeaks(t)
 	a := newAuthority(t)
-	const timeout = 400 * time.Millisecond
+	const timeout = time.Second
 	for _, row := range []struct {
 		act  act
 		want string
 	}{
-		{silence, "no answer within 4"},
+		{silence, "no answer within "},
 		{hangUp, ""}, // each protocol has words of its own for it
 		{lie, "the answer is to another question"},
 		{babble, "the answer is "},
@@ -60,7 +61,7 @@ func TestMisbehaviour(t *testing.T) {
 				continue // these have no other errors than DNS's own
 			}
 			t.Run(fmt.Sprintf("%d %s", row.act, scheme), func(t *testing.T) {
-				noLeaks(t)
+				t.Parallel()
 				s := serve(t, scheme, "127.0.0.1:0", a.pair, func(connection, _ int) act {
 					if connection == 1 {
 						return row.act
@@ -68,7 +69,7 @@ func TestMisbehaviour(t *testing.T) {
 					return tell
 				})
 				u := upstream(t, s.url, options(scheme, a, timeout))
-				err := wantError(t, u, timeout+time.Second, row.want)
+				err := wantError(t, u, timeout+5*time.Second, row.want)
 				if row.act == silence && !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("%v is not DeadlineExceeded", err)
 				}
@@ -83,11 +84,12 @@ func TestMisbehaviour(t *testing.T) {
 // TestDeadConnection has a connection that worked end, in a way that we notice or not, before or when
 // the next question comes. That question must be answered all the same.
 func TestDeadConnection(t *testing.T) {
+	noLeaks(t)
 	a := newAuthority(t)
 	for _, scheme := range sessions {
 		for name, second := range map[string]act{"hangs up": hangUp, "is silent": silence} {
 			t.Run(scheme+" "+name, func(t *testing.T) {
-				noLeaks(t)
+				t.Parallel()
 				s := serve(t, scheme, "127.0.0.1:0", a.pair, func(connection, question int) act {
 					if connection == 1 && question > 1 {
 						return second
@@ -108,10 +110,11 @@ func TestDeadConnection(t *testing.T) {
 
 // TestRestart has a server end and another one begin at its address.
 func TestRestart(t *testing.T) {
+	noLeaks(t)
 	a := newAuthority(t)
 	for _, scheme := range sessions {
 		t.Run(scheme, func(t *testing.T) {
-			noLeaks(t)
+			t.Parallel()
 			port := freePort(t)
 			var u *Upstream
 			t.Run("first", func(t *testing.T) {
@@ -132,10 +135,11 @@ func TestRestart(t *testing.T) {
 // TestSlowOne has one question that the server keeps while others are answered: those are not slower,
 // and the connection is not given up.
 func TestSlowOne(t *testing.T) {
+	noLeaks(t)
 	a := newAuthority(t)
 	for _, scheme := range sessions {
 		t.Run(scheme, func(t *testing.T) {
-			noLeaks(t)
+			t.Parallel()
 			slow := make(chan struct{}, 1)
 			s := serve(t, scheme, "127.0.0.1:0", a.pair, func(_, question int) act {
 				if question == 2 {
@@ -198,10 +202,11 @@ func TestCrowd(t *testing.T) {
 // TestStorm asks a server that hangs up on everybody, as fast as it fails, for a while: connections
 // stay rare.
 func TestStorm(t *testing.T) {
+	noLeaks(t)
 	a := newAuthority(t)
 	for _, scheme := range sessions {
 		t.Run(scheme, func(t *testing.T) {
-			noLeaks(t)
+			t.Parallel()
 			s := serve(t, scheme, "127.0.0.1:0", a.pair, func(int, int) act { return hangUp })
 			u := upstream(t, s.url, options(scheme, a, time.Second))
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
