@@ -94,12 +94,18 @@ func (w *world) startProxied(t *testing.T, more ...string) {
 // need fails the test, or skips it where a server is not installed.
 func need(t *testing.T, err error) {
 	t.Helper()
+	needInstalled(t, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// needInstalled skips the test where err says that a program is not installed.
+func needInstalled(t *testing.T, err error) {
+	t.Helper()
 	var missing lab.MissingError
 	if errors.As(err, &missing) {
 		t.Skipf("needs %s: install the package %s", missing.Binary, missing.Package)
-	}
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -114,6 +114,7 @@ func (h *Host) startDaemon(c *Command, port uint16) (*Daemon, error) {
 type DanteOptions struct {
 	Port        uint16
 	Credentials Credentials // SOCKS5 user and password (RFC 1929)
+	Resolver    netip.Addr  // whom it asks for names; none: it reaches addresses only
 }
 
 // StartDante starts a SOCKS5 server with CONNECT and UDP ASSOCIATE, reached over either family and reaching both.
@@ -149,6 +150,11 @@ socks pass { from: 0/0 to: 0/0 command: udpreply bindreply }
 	command := h.Command(ctx, binary, "-f", path, "-p", h.lab.file("danted", ".pid"))
 	if o.Credentials.User != "" {
 		if command, err = h.withAccount(ctx, o.Credentials, command); err != nil {
+			return nil, err
+		}
+	}
+	if o.Resolver.IsValid() {
+		if command, err = command.Resolving(o.Resolver); err != nil {
 			return nil, err
 		}
 	}
