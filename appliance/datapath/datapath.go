@@ -64,7 +64,7 @@ type Desired struct {
 	DNS          Sockets      // of the DNS server; without any, DNS is ordinary traffic
 	Resolvers    []netip.Addr // DNS servers whose own questions are left alone: those that the DNS server asks
 	Sniff        Sniff
-	TrustSniffed bool // a name that a flow told decides the client's next flows to that address, if it led direct
+	TrustSniffed bool   // a name that a flow told decides the client's next flows to that address, if it led direct
 	ClientFlows  uint32 // flows of one client in the flow table; 0 is DefaultClientFlows
 	ClientFresh  uint32 // packets a second of one client to the proxy's listeners; 0 is DefaultClientFresh
 	ClientAsks   uint32 // … to the DNS server's; 0 is DefaultClientAsks

@@ -12,6 +12,7 @@ import (
 // Assignment is a flow that the programs have handed to the proxy.
 type Assignment struct {
 	Outbound string           // what the policy says so far
+	Mark     uint32           // of its packets, if they are direct
 	Sniff    bool             // it may say something else once the flow's name is known
 	Names    []string         // that the client itself asked for, without aliases, and has this address for
 	Facts    policy.Flow      // without names
@@ -48,7 +49,7 @@ func (d *Datapath) Assigned(network policy.Network, client, destination netip.Ad
 	if a.Outbound, ok = (*d.outbounds.Load())[a.entry.Outbound]; !ok {
 		return a, false
 	}
-	a.Sniff = a.verdict == gatewayVerdictVERDICT_SNIFF
+	a.Sniff, a.Mark = a.verdict == gatewayVerdictVERDICT_SNIFF, a.entry.Mark
 	a.client = clientOf(a.key, a.entry)
 	a.Facts = policy.Flow{
 		Network: network, Source: client, Destination: destination,
@@ -99,11 +100,11 @@ func (l *learning) chain(key gatewayNameKey, name string) []string {
 // entry. An empty name means that they told none: then what was decided without stands. The name is learned, so that,
 // where such names are trusted, the client's next flow to where this one went direct is the kernel's from its first
 // packet.
-func (d *Datapath) Decide(a Assignment, name string) (outbound string, err error) {
+func (d *Datapath) Decide(a Assignment, name string) (outbound string, mark uint32, err error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.generation == nil {
-		return "", fmt.Errorf("deciding a flow again: no policy is in force")
+		return "", 0, fmt.Errorf("deciding a flow again: no policy is in force")
 	}
 	s := gatewaySettlement{
 		Key: a.key, Mark: a.entry.Mark, Outbound: a.entry.Outbound, Generation: a.entry.Generation,
@@ -114,11 +115,11 @@ func (d *Datapath) Decide(a Assignment, name string) (outbound string, err error
 		outbound = d.again(a, name, &s)
 		key := gatewayNameKey{Client: a.client, Address: a.key.Destination}
 		if err := d.learning.sniffed(key, name, outbound == policy.OutboundDirect); err != nil {
-			return "", fmt.Errorf("learning the name %s of a flow: %w", name, err)
+			return "", 0, fmt.Errorf("learning the name %s of a flow: %w", name, err)
 		}
 	}
 	s.Verdict = uint8(settledVerdict(a.Facts.Network, outbound))
-	return outbound, d.generation.settle(s)
+	return outbound, s.Mark, d.generation.settle(s)
 }
 
 // settledVerdict: a TCP connection that has been accepted stays with the proxy, wherever it goes. A UDP flow that is

@@ -283,7 +283,7 @@ func TestDecide(t *testing.T) {
 		if !ok || !a.Sniff {
 			t.Fatalf("%s %q: not to be sniffed: %+v, %t", c.network, c.name, a, ok)
 		}
-		outbound, err := d.Decide(a, c.name)
+		outbound, mark, err := d.Decide(a, c.name)
 		flow, _ := d.flow(t, a.Facts, uint8(c.network))
 		if err != nil || outbound != c.outbound || gatewayVerdict(flow.Verdict) != c.verdict {
 			t.Errorf("%s %q: outbound %s, verdict %d, %v; want %s, %d", c.network, c.name, outbound, flow.Verdict, err, c.outbound, c.verdict)
@@ -291,7 +291,10 @@ func TestDecide(t *testing.T) {
 		if flow.Outbound != policy.OutboundID(c.outbound) || flow.Generation != d.Generation() || flow.Packets != 1 {
 			t.Errorf("%s %q: the entry is %+v", c.network, c.name, flow)
 		}
-		if _, err := d.Decide(a, "www.far.test"); err != nil {
+		if c.outbound == policy.OutboundDirect && mark != uint32(gatewayMarkMARK_DIRECT) {
+			t.Errorf("%s %q: mark %#x", c.network, c.name, mark)
+		}
+		if _, _, err := d.Decide(a, "www.far.test"); err != nil {
 			t.Error(err)
 		}
 		if again, _ := d.flow(t, a.Facts, uint8(c.network)); again.Verdict != flow.Verdict || again.Outbound != flow.Outbound {
@@ -310,7 +313,7 @@ func TestDecidedNextTime(t *testing.T) {
 		p := from(laptop, synPacket("192.168.0.3:5000", address+":443"))
 		d.run(t, p.bytes())
 		if a, ok := d.Assigned(policy.TCP, p.src, p.dst); ok && a.Sniff {
-			if _, err := d.Decide(a, name); err != nil {
+			if _, _, err := d.Decide(a, name); err != nil {
 				t.Fatal(err)
 			}
 			sniffed = true

@@ -40,7 +40,7 @@ func (v *verdicts) Flow(network policy.Network, client, destination netip.AddrPo
 	if !ok {
 		return proxy.Route{}, false
 	}
-	route := proxy.Route{Outbound: a.Outbound, Sniff: a.Sniff}
+	route := proxy.Route{Outbound: a.Outbound, Mark: a.Mark, Sniff: a.Sniff}
 	// With several names an address does not tell which is meant.
 	if v.tellsNames(network, a.Outbound) && len(a.Names) == 1 {
 		route.Name = a.Names[0]
@@ -54,15 +54,15 @@ func (v *verdicts) Decide(ctx context.Context, network policy.Network, client, d
 	if !ok {
 		return proxy.Route{}, false
 	}
-	outbound := a.Outbound
+	outbound, mark := a.Outbound, a.Mark
 	if a.Sniff {
 		var err error
-		if outbound, err = v.datapath.Decide(a, name); err != nil {
+		if outbound, mark, err = v.datapath.Decide(a, name); err != nil {
 			v.log.Warn("deciding a flow again", "client", client, "destination", destination, "error", err)
 			return proxy.Route{}, false
 		}
 	}
-	route := proxy.Route{Outbound: outbound}
+	route := proxy.Route{Outbound: outbound, Mark: mark}
 	if name != "" && v.tellsNames(network, outbound) && v.believes(ctx, a, destination.Addr(), name) {
 		route.Name = name
 	}

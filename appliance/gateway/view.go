@@ -39,6 +39,7 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 			"clients": admin.Table(d.Clients),
 		},
 		Proxy: g.proxyStatus(),
+		Sniff: g.sniffStatus(),
 		DNS:   g.dnsStatus(),
 	}
 	for _, l := range force.lan {
@@ -113,6 +114,11 @@ func namesOf(known []datapath.KnownName) []admin.Name {
 		}
 	}
 	return out
+}
+
+func (g *gateway) sniffStatus() admin.Sniff {
+	s := g.proxy.Stats().Sniffed
+	return admin.Sniff{TLS: s.TLS, HTTP: s.HTTP1 + s.HTTP2, QUIC: s.QUIC, Nothing: s.Nothing, Timeout: s.TimedOut}
 }
 
 func (g *gateway) dnsStatus() *admin.DNS {
