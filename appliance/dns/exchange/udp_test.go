@@ -220,7 +220,7 @@ func TestDead(t *testing.T) {
 func TestRestarting(t *testing.T) {
 	noLeaks(t)
 	at := loopback(freePort(t))
-	u := upstream(t, "udp://"+at.String(), Options{Timeout: 10 * time.Second})
+	u := upstream(t, "udp://"+at.String(), Options{Timeout: 5 * time.Second})
 	asked := make(chan error)
 	go func() { asked <- askA(t.Context(), u, "www.example.") }()
 	if !eventually(5*time.Second, func() bool { return udpSockets(t, at) > 0 }) {
