@@ -23,18 +23,31 @@ if [[ ${#targets[@]} -eq 0 ]]; then
 	echo 'fuzz: there are no fuzz targets in these packages'
 	exit
 fi
-echo "fuzz: ${#targets[@]} targets, $time each"
-failed=()
-for target in "${targets[@]}"; do
-	read -r package name <<<"$target"
-	begun=$SECONDS
-	if output=$(go test -run='^$' -fuzz="^$name\$" -fuzztime="$time" -fuzzminimizetime=10s "$package" 2>&1); then
-		last=$(grep '^fuzz: elapsed' <<<"$output" | tail -1)
-		echo "ok    $name  ${last#fuzz: }"
+echo "fuzz: ${#targets[@]} targets, $time each, $(nproc) at a time"
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+
+fuzz() {
+	local package=$1 name=$2 begun=$SECONDS output
+	if output=$(go test -run='^$' -fuzz="^$name\$" -fuzztime="$time" -fuzzminimizetime=10s -parallel=1 "$package" 2>&1); then
+		echo "ok    ${package##*/} $name  $(grep '^fuzz: elapsed' <<<"$output" | tail -1 | sed 's/^fuzz: //')"
 	else
-		printf 'FAIL  %s  (%d s)\n%s\n' "$name" $((SECONDS - begun)) "$output"
-		failed+=("$name")
+		printf 'FAIL  %s %s  (%d s)\n%s\n' "${package##*/}" "$name" $((SECONDS - begun)) "$output"
+		touch "$results/$name.${package##*/}"
 	fi
+}
+
+running=0
+for target in "${targets[@]}"; do
+	if ((running == $(nproc))); then
+		wait -n
+		running=$((running - 1))
+	fi
+	read -r package name <<<"$target"
+	fuzz "$package" "$name" &
+	running=$((running + 1))
 done
-echo "fuzz: ${#targets[@]} targets, ${#failed[@]} failed"
-[[ ${#failed[@]} -eq 0 ]]
+wait
+failed=$(find "$results" -type f | wc -l)
+echo "fuzz: ${#targets[@]} targets, $failed failed"
+((failed == 0))
