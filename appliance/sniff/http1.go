@@ -8,6 +8,9 @@ import (
 // maxMethod is beyond the longest registered method, UPDATEREDIRECTREF.
 const maxMethod = 32
 
+// httpVersion ends a request line, with one digit more.
+const httpVersion = " HTTP/1."
+
 // http1 reads a request: RFC 9112 sections 3 and 5. What a strict server would refuse is taken where it is harmless, because some
 // server will take it.
 func http1(b []byte) Result {
@@ -101,13 +104,15 @@ func requestLine(line []byte, whole bool) (Status, string) {
 		return unfinished, ""
 	}
 
-	version := line[method+1+end:]
-	const wanted = " HTTP/1."
-	if !whole && len(version) <= len(wanted) && strings.HasPrefix(wanted, string(version)) {
+	version, ok := bytes.CutPrefix(line[method+1+end:], []byte(httpVersion))
+	if !ok && !whole && strings.HasPrefix(httpVersion, string(version)) {
 		return More, ""
 	}
-	if len(version) != len(wanted)+1 || string(version[:len(wanted)]) != wanted || version[len(wanted)] < '0' || version[len(wanted)] > '9' {
+	if !ok || len(version) > 1 || len(version) == 1 && !isDigit(version[0]) {
 		return Nothing, ""
+	}
+	if len(version) == 0 {
+		return unfinished, ""
 	}
 	if !whole {
 		return More, ""
@@ -119,9 +124,9 @@ func requestLine(line []byte, whole bool) (Status, string) {
 // beginnings of other protocols (SSH-2.0).
 func isMethod(c byte) bool { return 'A' <= c && c <= 'Z' || c == '-' || c == '_' }
 
-func isAlphanumeric(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-}
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+func isAlphanumeric(c byte) bool { return isDigit(c) || 'a' <= c|0x20 && c|0x20 <= 'z' }
 
 // targetHost is the host of a target in absolute or authority form, and empty for the other two: RFC 9112 section 3.2.
 func targetHost(method, target string) (Status, string) {

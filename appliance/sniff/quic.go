@@ -9,8 +9,8 @@ const (
 	quicCrypto  = 0x06
 )
 
-// QUIC puts a ClientHello together out of the datagrams that a client sends from one address and port to another, in whatever order
-// they come. Its zero value is ready. It keeps no datagram, but up to MaxStream bytes of the handshake, a bit for each,
+// QUIC puts a ClientHello together out of the datagrams that a client sends from one address and port to another, in whatever
+// order they come. Its zero value is ready. It keeps no datagram, but up to MaxStream bytes of the handshake, a bit for each,
 // and the keys of one connection: 20 KiB at most.
 type QUIC struct {
 	// keys are those that have opened a packet. They stay where the server's answer gives the client another connection ID to
@@ -21,8 +21,8 @@ type QUIC struct {
 	done   Result // the answer, once it is final
 }
 
-// Datagram reads one more datagram, which it neither keeps nor changes. As long as none was an Initial of a known version it is Nothing,
-// whatever the datagram is; after that, what is none is passed over.
+// Datagram reads one more datagram, which it neither keeps nor changes. Nothing is the answer as long as none had an Initial of
+// a known version in it; a later one still may. After that, what is no Initial is passed over.
 func (q *QUIC) Datagram(b []byte) Result {
 	if q.done.Status != 0 {
 		return q.done
@@ -72,8 +72,8 @@ func (q *QUIC) read(b []byte) {
 	}
 }
 
-// frames takes the CRYPTO frames of an Initial's payload: RFC 9000 section 12.4 says which others may be with them. It ends at what may
-// not.
+// frames takes the CRYPTO frames of an Initial's payload. RFC 9000 section 12.4 says which others may be with them; it ends at
+// what may not.
 func (q *QUIC) frames(payload []byte) {
 	r := newReader(payload)
 	for r.more() {

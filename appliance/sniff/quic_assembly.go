@@ -15,18 +15,26 @@ func (a *assembly) insert(offset int, part []byte) {
 		return
 	}
 	part = part[:min(len(part), MaxStream-offset)]
-	if end := offset + len(part); end > len(a.bytes) {
-		a.bytes = append(a.bytes, make([]byte, end-len(a.bytes))...)
-		if words := (end + 63) / 64; words > len(a.come) {
-			a.come = append(a.come, make([]uint64, words-len(a.come))...)
-		}
-	}
+	a.grow(offset + len(part))
 	for i, c := range part {
 		at := offset + i
 		if bit := uint64(1) << (at % 64); a.come[at/64]&bit == 0 {
 			a.come[at/64] |= bit
 			a.bytes[at] = c
 		}
+	}
+}
+
+// grow makes room for the first end bytes. It doubles what there is, for the parts may be small, up to what is needed at most.
+func (a *assembly) grow(end int) {
+	if end > cap(a.bytes) {
+		size := min(max(end, 2*cap(a.bytes)), MaxStream)
+		a.bytes = append(make([]byte, 0, size), a.bytes...)
+		a.come = append(make([]uint64, 0, (size+63)/64), a.come...)
+	}
+	if end > len(a.bytes) {
+		a.bytes = a.bytes[:end]
+		a.come = a.come[:(end+63)/64]
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 	"crypto/sha256"
 )
 
-// initialKeys open a client's Initial packets. They protect them from accidents and not from readers: everything that they derive from
-// is in the packet (RFC 9001 section 5.2).
+// initialKeys open a client's Initial packets. Those are protected from accidents and not from readers: all that the keys derive
+// from is in the packet (RFC 9001 section 5.2).
 type initialKeys struct {
 	version     *quicVersion
 	destination string // the connection ID

@@ -331,8 +331,11 @@ func TestQUICIsBounded(t *testing.T) {
 	for at := MaxStream - 1; at > 0; at -= 1 + at/50 {
 		q.Datagram(initial{version: v1, destination: someID, frames: cryptoFrame(at, []byte(strings.Repeat("x", 900)))}.seal(t))
 	}
-	if held := cap(q.hello.bytes) + 8*cap(q.hello.come); held > 2*MaxStream {
+	if held := cap(q.hello.bytes) + 8*cap(q.hello.come); held != MaxStream+MaxStream/8 {
 		t.Errorf("a connection without a beginning holds %d bytes", held)
+	}
+	if keys := allocates(func() { deriveKeys(&quicVersions[0], someID) }); keys > 8<<10 {
+		t.Errorf("deriving keys allocates %d bytes", keys)
 	}
 	if len(q.hello.beginning()) != 0 {
 		t.Error("there is a beginning that nobody sent")

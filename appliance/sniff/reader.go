@@ -17,9 +17,11 @@ func (r *reader) more() bool { return r.ok() && r.at < r.end }
 
 // refuse says that the message contradicts itself or the protocol. A reader that has stopped already stays as it is, so what it
 // returned may be judged without asking whether it was read.
-func (r *reader) refuse() {
+func (r *reader) refuse() { r.stop(Nothing) }
+
+func (r *reader) stop(s Status) {
 	if r.ok() {
-		r.stopped = Nothing
+		r.stopped = s
 	}
 }
 
@@ -40,8 +42,8 @@ func (r *reader) take(n int) []byte {
 
 // part is the message's next n bytes, as a message, whether they have come or not; r goes on behind them.
 func (r *reader) part(n int) reader {
-	if r.ok() && n > r.end-r.at {
-		r.stopped = Nothing
+	if n > r.end-r.at {
+		r.refuse()
 	}
 	if !r.ok() {
 		return reader{stopped: r.stopped}

@@ -103,54 +103,50 @@ func clientHello(b []byte, p Protocol) Result {
 		r.refuse()
 	}
 
-	named := false
+	seen := false
 	for r.more() {
 		kind, size := r.number(2), r.number(2)
 		body := r.part(size)
+		if !r.ok() {
+			break
+		}
 		switch kind {
 		case extensionECH:
-			result.ECH = result.ECH || r.ok()
+			result.ECH = true
 		case extensionServerName:
-			if !r.ok() {
-				break
-			}
-			if named { // RFC 8446 section 4.2: servers refuse a second one
+			if seen { // RFC 8446 section 4.2: servers refuse a second one
 				r.refuse()
 			}
-			host := serverName(&body)
-			if body.stopped != 0 {
-				r.stopped = body.stopped
-				break
-			}
-			name, ok := hostName(host)
-			if !ok {
-				r.refuse()
-			}
-			named, result.Name = true, name
+			seen, result.Name = true, serverName(&body)
+			r.stop(body.stopped)
 		}
 	}
 	r.take(0) // the last one's body may not have come
 
-	result.Status = r.stopped
-	if r.ok() {
+	switch result.Status = r.stopped; result.Status {
+	case 0:
 		return result.last()
-	}
-	if r.stopped == Nothing {
+	case Nothing:
 		result.Name = ""
 	}
 	return result
 }
 
-// serverName is the host name of RFC 6066 section 3, or empty.
+// serverName is the host name of RFC 6066 section 3. What has none that can be a host's is refused.
 func serverName(r *reader) string {
 	if r.number(2) != r.end-r.at {
 		r.refuse()
 	}
 	for r.more() {
 		kind, size := r.number(1), r.number(2)
-		if name := r.take(size); kind == serverNameHost {
-			return string(name)
+		if text := r.take(size); r.ok() && kind == serverNameHost {
+			name, ok := hostName(string(text))
+			if !ok {
+				r.refuse()
+			}
+			return name
 		}
 	}
+	r.refuse()
 	return ""
 }
