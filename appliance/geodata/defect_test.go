@@ -3,11 +3,14 @@ package geodata
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"sidegate/appliance/policy"
 )
 
 func site(codes ...string) []byte {
@@ -72,6 +75,7 @@ func TestDefects(t *testing.T) {
 		{"mrs, classical", encodeMRS(2, 0, []byte{1}), ": it lists neither names nor addresses (behavior 2)"},
 		{"mrs, too new", encodeMRS(0, 0, []byte{2}), ": its list has version 2, and only 1 can be read"},
 		{"mrs, short", encodeMRS(1, 1, []byte{1, 0, 0, 0, 0, 0, 0, 0, 1}), ": it is damaged: it ends too early; fetch it again"},
+		{"mrs, long name", mrsDomains(strings.Repeat("a.example.", 30) + "x"), ": it is damaged: a name has more than 255 bytes"},
 		{"mrs, half a wildcard", mrsDomains("a*.example"), `: "a*.example": a wildcard stands for whole labels only`},
 		{"mrs, cut", mrsDomains("a.example", "b.example")[:30], ": it is damaged: fetch it again (unexpected EOF)"},
 		{"mrs, no tree", encodeMRS(0, 0, append([]byte{1}, make([]byte, 24)...)), ": it is damaged: its names are no tree; fetch it again"},
@@ -147,12 +151,69 @@ func TestDefectsOfMany(t *testing.T) {
 	}
 }
 
-// An .mmdb whose nodes lead back to each other has no end.
+// An .mmdb is no tree if its nodes lead back to each other, or if both sides of many lead to the same: such a ladder of forty
+// nodes has a million million ends.
 func TestEndlessMMDB(t *testing.T) {
-	data := encodeMMDB(map[string]any{"::/2": "zz"}) // nodes 0 and 1
-	copy(data[4:8], []byte{0, 0, 0, 0})              // the right side of 0 leads to 0
-	_, err := Load(Sources{Geoip: file(t, "x.mmdb", data)}, Wanted{Codes: []string{"zz"}})
-	if err == nil || !strings.Contains(err.Error(), "it is damaged: fetch it again") {
+	circle := encodeMMDB(map[string]any{"::/2": "zz"}) // nodes 0 and 1, of 8 bytes each
+	copy(circle[4:8], circle[0:4])
+	copy(circle[8:12], []byte{0, 0, 0, 0})
+	ladder := encodeMMDB(map[string]any{"::/40": "zz"})
+	for node := range 40 {
+		copy(ladder[node*8+4:node*8+8], ladder[node*8:node*8+4])
+	}
+	for _, data := range [][]byte{circle, ladder} {
+		_, err := Load(Sources{Geoip: file(t, "x.mmdb", data)}, Wanted{Codes: []string{"zz"}})
+		if err == nil || !strings.Contains(err.Error(), "it is damaged: its networks are no tree") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// A trie whose bits contradict each other is refused, and not followed in circles.
+func TestNoTrie(t *testing.T) {
+	bits := func(text string) (w words) {
+		w = make(words, 8)
+		for i, c := range text {
+			if c == '1' {
+				w[7-i/8] |= 1 << (i % 8)
+			}
+		}
+		return w
+	}
+	for _, c := range []struct {
+		bitmap, labels string
+		want           error
+	}{
+		{"01" + "01" + "1", "ab", nil},
+		{"001" + "1" + "1", "ab", nil},
+		{"1" + "01" + "01", "ab", errNoTrie},  // node 1 has itself as its parent
+		{"0001" + "1" + "1", "ab", errNoTrie}, // more nodes than labels
+		{"01" + "1", "ab", errNoTrie},         // fewer, and no end
+	} {
+		tr := trie{leaves: bits("0111"), bitmap: bits(c.bitmap), labels: []byte(c.labels)}
+		if err := tr.each(func([]byte) error { return nil }); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.bitmap, err, c.want)
+		}
+	}
+}
+
+// A list has a size beyond which it is refused, as a file has.
+func TestLimits(t *testing.T) {
+	c := content{names: make([]policy.Value, maxEntries-1), prefixes: make([]netip.Prefix, maxEntries-1)}
+	for i, want := range []error{nil, errTooMany} {
+		if err := c.addName(exact, "a.example"); !errors.Is(err, want) {
+			t.Errorf("name %d more: %v", i+1, err)
+		}
+		if err := c.addPrefix(netip.MustParsePrefix("192.0.2.0/24")); !errors.Is(err, want) {
+			t.Errorf("prefix %d more: %v", i+1, err)
+		}
+	}
+	path := file(t, "huge.txt", nil)
+	if err := os.Truncate(path, maxFile+1); err != nil { // a hole: it takes no room
+		t.Fatal(err)
+	}
+	_, err := Load(Sources{Sets: map[string]string{"mine": path}}, Wanted{Sites: []string{"mine"}})
+	if err == nil || !strings.HasSuffix(err.Error(), ": reading it: it has more than 256 MiB") {
 		t.Errorf("%v", err)
 	}
 }

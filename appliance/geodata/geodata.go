@@ -304,7 +304,7 @@ func readAll(f *os.File) ([]byte, error) {
 		return nil, errors.New("it is empty")
 	}
 	if info.Size() > maxFile {
-		return nil, fmt.Errorf("it has %d MiB, and %d are the most", info.Size()>>20, maxFile>>20)
+		return nil, fmt.Errorf("it has more than %d MiB", maxFile>>20)
 	}
 	data := bytes.NewBuffer(make([]byte, 0, info.Size()+bytes.MinRead)) // room, so that it is not copied at the end
 	_, err = io.Copy(data, io.LimitReader(f, maxFile))

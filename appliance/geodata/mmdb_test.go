@@ -2,14 +2,19 @@ package geodata
 
 import (
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"testing"
 )
 
-// encodeMMDB writes a database of IP version 6, with records of 32 bits, after MaxMind's specification. The record of a prefix is a
-// string, a list of strings, or a map.
-func encodeMMDB(networks map[string]any) []byte {
+// encodeMMDB writes a database of IPv6, with records of 32 bits.
+func encodeMMDB(networks map[string]any) []byte { return encodeMMDBAs(6, 32, networks) }
+
+// encodeMMDBAs follows MaxMind's specification. The record of a prefix is a string, a list of strings, or a map; that of
+// "2002::/16" may be nil, and then is IPv4's part of the tree.
+func encodeMMDBAs(version, bits int, networks map[string]any) []byte {
 	const empty = -1
 	type node [2]int // a child node, or -2 - the index of a record
 	nodes := []node{{empty, empty}}
@@ -19,16 +24,26 @@ func encodeMMDB(networks map[string]any) []byte {
 		offsets = append(offsets, len(section))
 		section = append(section, mmdbValue(networks[text])...)
 		p := netip.MustParsePrefix(text)
-		bytes, bits := p.Addr().As16(), p.Bits()
-		if p.Addr().Is4() {
+		bytes, length := p.Addr().As16(), p.Bits()
+		switch {
+		case version == 4:
+			bytes = [16]byte(append(p.Addr().AsSlice(), make([]byte, 12)...))
+		case p.Addr().Is4():
 			bytes[10], bytes[11] = 0, 0 // not mapped: IPv4 is at ::/96
-			bits += 96
+			length += 96
 		}
 		at := 0
-		for bit := range bits {
+		for bit := range length {
 			side := bytes[bit/8] >> (7 - bit%8) & 1
-			if bit == bits-1 {
+			if bit == length-1 {
 				nodes[at][side] = -2 - (len(offsets) - 1)
+				if networks[text] == nil {
+					ipv4 := 0
+					for range 96 {
+						ipv4 = nodes[ipv4][0]
+					}
+					nodes[at][side] = ipv4
+				}
 				break
 			}
 			if nodes[at][side] < 0 {
@@ -40,14 +55,24 @@ func encodeMMDB(networks map[string]any) []byte {
 	}
 	var file []byte
 	for _, n := range nodes {
-		for _, to := range n {
+		var records [2]uint32
+		for side, to := range n {
 			switch {
 			case to == empty:
 				to = len(nodes)
 			case to < empty:
 				to = len(nodes) + 16 + offsets[-2-to]
 			}
-			file = binary.BigEndian.AppendUint32(file, uint32(to))
+			records[side] = uint32(to)
+		}
+		l, r := binary.BigEndian.AppendUint32(nil, records[0]), binary.BigEndian.AppendUint32(nil, records[1])
+		switch bits {
+		case 24:
+			file = slices.Concat(file, l[1:], r[1:])
+		case 28:
+			file = slices.Concat(file, l[1:], []byte{l[0]<<4 | r[0]}, r[1:])
+		default:
+			file = slices.Concat(file, l, r)
 		}
 	}
 	file = append(file, make([]byte, 16)...)
@@ -55,8 +80,8 @@ func encodeMMDB(networks map[string]any) []byte {
 	file = append(file, "\xab\xcd\xefMaxMind.com"...)
 	return append(file, mmdbValue(map[string]any{
 		"binary_format_major_version": uint16(2), "binary_format_minor_version": uint16(0), "build_epoch": uint64(1),
-		"database_type": "test", "description": map[string]any{"en": "test"}, "ip_version": uint16(6), "languages": []string{"en"},
-		"node_count": uint32(len(nodes)), "record_size": uint16(32),
+		"database_type": "test", "description": map[string]any{"en": "test"}, "ip_version": uint16(version), "languages": []string{"en"},
+		"node_count": uint32(len(nodes)), "record_size": uint16(bits),
 	})...)
 }
 
@@ -77,6 +102,8 @@ func mmdbValue(v any) []byte {
 			out = append(append(out, mmdbValue(key)...), mmdbValue(v[key])...)
 		}
 		return out
+	case nil:
+		return nil
 	case []string:
 		out := []byte{byte(len(v)), 11 - 7}
 		for _, s := range v {
@@ -85,4 +112,26 @@ func mmdbValue(v any) []byte {
 		return out
 	}
 	panic("geodata: no such value")
+}
+
+// Every size of records, IPv4 alone, and a tree in which 6to4 leads to IPv4's part.
+func TestMMDBTrees(t *testing.T) {
+	for _, bits := range []int{24, 28, 32} {
+		for version, networks := range map[int]map[string]any{
+			4: {"0.0.0.0/1": "cn", "128.0.0.0/9": "de", "255.255.255.255/32": "cn", "198.51.100.0/24": "us"},
+			6: {"0.0.0.0/1": "cn", "255.255.255.255/32": "cn", "2002::/16": nil, "2003::/16": "cn", "ffff::1/128": "cn", "::1:0:0/96": "us"},
+		} {
+			path := file(t, "x.mmdb", encodeMMDBAs(version, bits, networks))
+			d := load(t, Sources{Geoip: path}, Wanted{Codes: []string{"cn"}})
+			got, _ := d.IP("cn")
+			var want []string
+			for text, code := range networks {
+				if code == "cn" {
+					want = append(want, text)
+				}
+			}
+			slices.Sort(want)
+			equal(t, fmt.Sprintf("IPv%d, %d bits", version, bits), prefixTexts(got), want)
+		}
+	}
 }

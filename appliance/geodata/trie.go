@@ -16,7 +16,7 @@ type trie struct {
 }
 
 // longestKey of a set: a name, and a mark.
-const longestKey = 256
+const longestKey = 255
 
 var errNoTrie = errors.New("it is damaged: its names are no tree; fetch it again")
 
