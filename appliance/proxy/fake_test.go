@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,24 +14,83 @@ import (
 	"sidegate/appliance/policy"
 )
 
-// verdicts answers as a test says.
+// verdicts answers as a test says. It stands for the policy and, like the datapath, remembers what was
+// decided.
 type verdicts struct {
 	answer atomic.Pointer[verdictFunc]
 	asked  atomic.Int64
+
+	mu      sync.Mutex
+	decide  decideFunc
+	decided map[decision]Route
+	names   []string                                                   // that Decide was asked with
+	forward func(n policy.Network, client, destination netip.AddrPort) // has the kernel forward a flow
 }
 
-type verdictFunc func(n policy.Network, client, destination netip.AddrPort) (string, bool)
+type decision struct {
+	network             policy.Network
+	client, destination netip.AddrPort
+}
+
+type (
+	verdictFunc func(n policy.Network, client, destination netip.AddrPort) (string, bool)
+	decideFunc  func(ctx context.Context, n policy.Network, client, destination netip.AddrPort, name string) (Route, bool)
+)
 
 func (v *verdicts) set(f verdictFunc) { v.answer.Store(&f) }
 
+// sniff has every new flow sniffed.
+func (v *verdicts) sniff(f decideFunc) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.decide, v.decided, v.names = f, make(map[decision]Route), nil
+}
+
+// sniffTo has every new flow sniffed, and then go one way.
+func (v *verdicts) sniffTo(route Route) {
+	v.sniff(func(context.Context, policy.Network, netip.AddrPort, netip.AddrPort, string) (Route, bool) {
+		return route, true
+	})
+}
+
+// asks are the names that Decide was asked with since sniff was called.
+func (v *verdicts) asks() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.names)
+}
+
 func (v *verdicts) Flow(n policy.Network, client, destination netip.AddrPort) (Route, bool) {
 	v.asked.Add(1)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.decide != nil {
+		route, ok := v.decided[decision{n, client, destination}]
+		if !ok {
+			route.Sniff = true
+		}
+		return route, true
+	}
 	name, ok := (*v.answer.Load())(n, client, destination)
 	return Route{Outbound: name}, ok
 }
 
-func (v *verdicts) Decide(_ context.Context, n policy.Network, client, destination netip.AddrPort, _ string) (Route, bool) {
-	return v.Flow(n, client, destination)
+func (v *verdicts) Decide(ctx context.Context, n policy.Network, client, destination netip.AddrPort, name string) (Route, bool) {
+	v.mu.Lock()
+	v.names = append(v.names, name)
+	decide := v.decide
+	v.mu.Unlock()
+	route, ok := decide(ctx, n, client, destination, name)
+	if !ok {
+		return route, false
+	}
+	if n == policy.UDP && route.Outbound == policy.OutboundDirect {
+		v.forward(n, client, destination)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.decided[decision{n, client, destination}] = route
+	return route, true
 }
 
 // outbounds holds what a test puts in.

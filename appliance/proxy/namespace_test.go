@@ -197,6 +197,8 @@ ip addr add 192.168.7.2/24 dev lan
 ip addr add fd07::2/64 dev lan nodad
 ip addr add 203.0.113.2/24 dev wan
 ip addr add 2001:db8:113::2/64 dev wan nodad
+# or else neighbours could not be asked for during the first seconds
+sysctl -qw net.ipv6.conf.lan.accept_dad=0 net.ipv6.conf.wan.accept_dad=0
 ip link set lan up
 ip link set wan up
 for v in -4 -6; do
@@ -237,6 +239,7 @@ func (r *rig) serve(o Options, outbounds map[string]outbound.Outbound) {
 	t.Helper()
 	r.verdicts = &verdicts{}
 	r.verdicts.set(func(policy.Network, netip.AddrPort, netip.AddrPort) (string, bool) { return "up", true })
+	r.verdicts.forward = r.forward
 	for name, o := range outbounds {
 		r.outbounds.set(name, o)
 	}
@@ -252,12 +255,16 @@ func (r *rig) serve(o Options, outbounds map[string]outbound.Outbound) {
 	s := r.server.Sockets()
 	(*namespace)(nil).run(t, fmt.Sprintf(`nft -f - <<END
 table inet steer {
+	set direct4 { type ipv4_addr . inet_service . ipv4_addr . inet_service; }
+	set direct6 { type ipv6_addr . inet_service . ipv6_addr . inet_service; }
 	chain prerouting {
 		type filter hook prerouting priority mangle
 		iifname != "lan" return
 		ip daddr 192.168.7.2 return
 		ip daddr 203.0.113.20 tcp dport 1080 return
 		ip6 daddr { fd07::2, fe80::/10, ff00::/8 } return
+		ip saddr . udp sport . ip daddr . udp dport @direct4 counter accept
+		ip6 saddr . udp sport . ip6 daddr . udp dport @direct6 counter accept
 		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:%d meta mark set 0x01000000 accept
 		meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:%d meta mark set 0x01000000 accept
 		meta nfproto ipv4 meta l4proto udp tproxy ip to 127.0.0.1:%d meta mark set 0x01000000 accept
@@ -282,6 +289,25 @@ END`, port(t, s.TCP4), port(t, s.TCP6), port(t, s.UDP4), port(t, s.UDP6)))
 		(*namespace)(nil).run(t, "nft flush ruleset")
 	}
 	t.Cleanup(r.stop)
+}
+
+// forward has the kernel forward a UDP flow from now on, as it does what the policy left direct.
+func (r *rig) forward(_ policy.Network, client, destination netip.AddrPort) {
+	family := 6
+	if client.Addr().Is4() {
+		family = 4
+	}
+	element := fmt.Sprintf("{ %s . %d . %s . %d }", client.Addr(), client.Port(), destination.Addr(), destination.Port())
+	out, err := exec.Command("nft", "add", "element", "inet", "steer", fmt.Sprint("direct", family), element).CombinedOutput()
+	if err != nil {
+		r.t.Errorf("nft add element %s: %v: %s", element, err, out)
+	}
+}
+
+// forwarding lets flows pass that are not steered, and their answers.
+func (r *rig) forwarding() {
+	(*namespace)(nil).run(r.t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+	r.internet.run(r.t, "ip route replace default via 203.0.113.2; ip -6 route replace default via 2001:db8:113::2")
 }
 
 func within(d time.Duration, result chan error) error {

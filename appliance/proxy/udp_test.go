@@ -275,7 +275,11 @@ func (r *rig) udpSocket(ns *namespace, at netip.AddrPort) *net.UDPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetReadBuffer(8 << 20)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { growBuffers(int(fd), 8<<20) })
 	t.Cleanup(func() { c.Close() })
 	return c
 }
