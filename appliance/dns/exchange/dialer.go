@@ -65,11 +65,12 @@ func (a aimed) Read(b []byte) (int, error) {
 	}
 }
 
-// sameAddress compares UDP addresses, IPv4-mapped ones as IPv4.
+// sameAddress compares UDP addresses, IPv4-mapped ones as IPv4, and without zones, which have several
+// spellings.
 func sameAddress(a, b net.Addr) bool {
 	x, ok := a.(*net.UDPAddr)
 	y, same := b.(*net.UDPAddr)
-	return ok && same && unmap(x.AddrPort()) == unmap(y.AddrPort())
+	return ok && same && x.Port == y.Port && x.IP.Equal(y.IP)
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort {

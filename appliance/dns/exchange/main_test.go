@@ -255,7 +255,13 @@ func udpSockets(t *testing.T, to netip.AddrPort) int {
 	}
 	four := to.Addr().As4()
 	slices.Reverse(four[:])
-	return strings.Count(string(table), fmt.Sprintf(" %X:%04X ", four, to.Port()))
+	remote, n := fmt.Sprintf("%X:%04X", four, to.Port()), 0
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == remote {
+			n++
+		}
+	}
+	return n
 }
 
 func mustURL(t *testing.T, text string) *url.URL {

@@ -117,15 +117,15 @@ func (p *pool) acquire(ctx context.Context) (l *link, proven bool, err error) {
 			l = other
 		}
 	}
-	if p.connecting == nil && (l == nil || l.load >= p.depth && len(p.links) < p.width) {
-		p.connect()
+	a := p.connecting
+	if a == nil && (l == nil || l.load >= p.depth && len(p.links) < p.width) {
+		a = p.connect()
 	}
 	if l != nil {
 		defer p.mu.Unlock()
 		l.load++
 		return l, l.proven, nil
 	}
-	a := p.connecting
 	p.mu.Unlock()
 	select {
 	case <-a.done:
@@ -185,19 +185,21 @@ func (p *pool) retire(l *link) {
 
 // connect opens a link for all that wait, and keeps it then. It is not bound to the question that
 // needs it first.
-func (p *pool) connect() {
+func (p *pool) connect() *attempt {
 	a := &attempt{done: make(chan struct{})}
 	pause := backoff[min(p.failures, len(backoff)-1)]
-	p.connecting = a
-	if !p.life.start(func() {
+	started := p.life.start(func() {
 		if l := p.attempt(a, pause); l != nil {
 			p.keep(l)
 		}
-	}) {
+	})
+	if started {
+		p.connecting = a
+	} else {
 		a.err = net.ErrClosed
 		close(a.done)
-		p.connecting = nil
 	}
+	return a
 }
 
 func (p *pool) attempt(a *attempt, pause time.Duration) *link {

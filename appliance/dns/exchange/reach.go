@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -53,13 +54,14 @@ func reach[T any](ctx context.Context, e *endpoint, try func(context.Context, ne
 	if len(list) == 1 {
 		made, err := try(ctx, list[0])
 		if err != nil {
-			e.unreachable()
+			e.unreachable(err)
 			return none, fmt.Errorf("%s: %w", list[0], bare(err))
 		}
 		return made, nil
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	type result struct {
 		from netip.AddrPort
 		made T
@@ -105,17 +107,16 @@ func reach[T any](ctx context.Context, e *endpoint, try func(context.Context, ne
 			timer.Reset(stagger)
 		}
 	}
-	cancel()
 	if won {
 		return winner, nil
 	}
-	e.unreachable()
+	e.unreachable(failure)
 	return none, failure
 }
 
-// unreachable says that no address worked: the host may have moved.
-func (e *endpoint) unreachable() {
-	if e.locate != nil {
+// unreachable says that no address worked: the host may have moved, unless nobody wanted to know.
+func (e *endpoint) unreachable(err error) {
+	if e.locate != nil && !errors.Is(err, context.Canceled) {
 		e.locate.doubt()
 	}
 }

@@ -154,7 +154,7 @@ func parse(name, rawURL string, o Options) (*Upstream, error) {
 		if err != nil {
 			return nil, err
 		}
-		u.located = &locator{host: e.host, look: look, timeout: o.Timeout / 2, life: u.life}
+		u.located = &locator{host: e.host, look: look, timeout: lookUpTimeout(o.Timeout), life: u.life}
 		e.locate = u.located
 	}
 
@@ -217,6 +217,9 @@ func (s scheme) request(where *url.URL, e *endpoint) string {
 	return u.String()
 }
 
+// lookUpTimeout leaves time for the question itself.
+func lookUpTimeout(whole time.Duration) time.Duration { return whole / 2 }
+
 // lookUp is how the host's addresses are found.
 func lookUp(o Options, life *life) (func(context.Context, string) ([]netip.Addr, time.Duration, error), error) {
 	if len(o.Bootstrap) == 0 {
@@ -229,6 +232,7 @@ func lookUp(o Options, life *life) (func(context.Context, string) ([]netip.Addr,
 		}
 		servers.fixed = append(servers.fixed, unmap(b))
 	}
+	o.Timeout = lookUpTimeout(o.Timeout)
 	return bootstrap(newUDP(parts{endpoint: servers, life: life, Options: o})), nil
 }
 

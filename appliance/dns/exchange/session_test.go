@@ -326,3 +326,28 @@ func TestCertificates(t *testing.T) {
 		})
 	}
 }
+
+// TestCloseAtOnce closes at any moment of the first questions.
+func TestCloseAtOnce(t *testing.T) {
+	a := newAuthority(t)
+	for _, scheme := range sessions {
+		t.Run(scheme, func(t *testing.T) {
+			noLeaks(t)
+			s := serve(t, scheme, "127.0.0.1:0", a.pair, func(int, int) act { return tell })
+			for i := range 50 {
+				u := upstream(t, s.url, options(scheme, a, time.Minute))
+				var asking sync.WaitGroup
+				for range 3 {
+					asking.Go(func() {
+						if err := askA(t.Context(), u, "www.example."); err != nil && !errors.Is(err, net.ErrClosed) {
+							t.Error(err)
+						}
+					})
+				}
+				time.Sleep(time.Duration(i) * 100 * time.Microsecond) // each time at another one
+				u.Close()
+				asking.Wait()
+			}
+		})
+	}
+}

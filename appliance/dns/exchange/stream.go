@@ -80,7 +80,9 @@ func (s *stream) ask(ctx context.Context, q *question) (reply, error) {
 		return reply{}, err
 	}
 	if err := s.write(ctx, q.packet(2, id)); err != nil {
-		s.forget(id)
+		s.mu.Lock()
+		delete(s.waiting, id) // it was not sent whole: nobody will answer
+		s.mu.Unlock()
 		return reply{}, err
 	}
 	select {
@@ -116,6 +118,7 @@ func (s *stream) expect() (uint16, chan []byte, error) {
 	}
 }
 
+// forget keeps the id from being used again until its answer came, which is for nobody.
 func (s *stream) forget(id uint16) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -281,3 +281,31 @@ func TestNoEDNS(t *testing.T) {
 		wantA(t, upstream(t, "tcp://"+at.String(), Options{}), "www.example.")
 	}
 }
+
+// TestBounded asks more than may be asked at once, of a server that is silent, and counts sockets.
+func TestBounded(t *testing.T) {
+	noLeaks(t)
+	at := serveUDP(t, "127.0.0.1:0", func(datagram) {})
+	u := upstream(t, "udp://"+at.String(), Options{Timeout: time.Minute})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const questions = maxQuestions + 200
+	var waiting atomic.Int32
+	var asking sync.WaitGroup
+	for range questions {
+		asking.Go(func() {
+			waiting.Add(1)
+			if err := askA(ctx, u, "www.example."); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	if !eventually(20*time.Second, func() bool { return waiting.Load() == questions && udpSockets(t, at) >= maxQuestions }) {
+		t.Errorf("%d questions, %d sockets", waiting.Load(), udpSockets(t, at))
+	}
+	if n := udpSockets(t, at); n > maxQuestions {
+		t.Errorf("%d sockets", n)
+	}
+	cancel()
+	asking.Wait()
+}
