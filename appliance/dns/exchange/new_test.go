@@ -25,7 +25,7 @@ func TestNew(t *testing.T) {
 		{"udp://192.0.2.53", "udp://192.0.2.53:53", "", false},
 		{"udp://[2001:db8::53]:5353/", "udp://[2001:db8::53]:5353", "", false},
 		{"udp://[::ffff:192.0.2.53]", "udp://192.0.2.53:53", "", false},
-		{"tcp://DNS.example", "tcp://dns.example:53", "", true},
+		{"tcp://DNS.example.", "tcp://dns.example:53", "", true},
 		{"tls://dns.example", "tls://dns.example:853", "", true},
 		{"quic://dns.example:8853", "quic://dns.example:8853", "", true},
 		{"https://dns.example", "https://dns.example:443", "https://dns.example/dns-query", true},
