@@ -161,7 +161,11 @@ func TestEndlessMMDB(t *testing.T) {
 	for node := range 40 {
 		copy(ladder[node*8+4:node*8+8], ladder[node*8:node*8+4])
 	}
-	for _, data := range [][]byte{circle, ladder} {
+	deep := encodeMMDB(map[string]any{"::/128": "zz", "8000::/128": "zz"}) // 255 nodes, made one path
+	for node := range 254 {
+		copy(deep[node*8:], []byte{0, 0, 0, byte(node + 1)})
+	}
+	for _, data := range [][]byte{circle, ladder, deep} {
 		_, err := Load(Sources{Geoip: file(t, "x.mmdb", data)}, Wanted{Codes: []string{"zz"}})
 		if err == nil || !strings.Contains(err.Error(), "it is damaged: its networks are no tree") {
 			t.Errorf("%v", err)

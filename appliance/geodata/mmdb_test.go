@@ -135,3 +135,13 @@ func TestMMDBTrees(t *testing.T) {
 		}
 	}
 }
+
+// Both records of a node, in each size, with a digit in every place.
+func TestMMDBRecords(t *testing.T) {
+	for bits, want := range map[uint][2]uint{24: {0x123456, 0x789abc}, 28: {0x7123456, 0x89abcde}, 32: {0x12345678, 0x9abcdef0}} {
+		tree := mmdbTree{bits: bits, data: append(make([]byte, bits/4), 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0)}
+		if left, right := tree.records(1); [2]uint{left, right} != want {
+			t.Errorf("%d bits: %#x, %#x", bits, left, right)
+		}
+	}
+}
