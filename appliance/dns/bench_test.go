@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -85,7 +84,6 @@ forward-zone:
   forward-addr: 127.0.0.1@5399
 `, threads, filepath.Dir(config))), 0o644)
 			c := exec.Command("unbound", "-d", "-c", config)
-			c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 			if err := c.Start(); err != nil {
 				b.Fatal(err)
 			}

@@ -111,6 +111,7 @@ func TestResponseRules(t *testing.T) {
 			{Match: match(t, "domain: kept.example"), Accept: true},
 			{Match: match(t, "ip_cidr: 198.51.100.0/24"), From: []string{"isp"}, Upstream: "doh"},
 			{Match: match(t, "ip_cidr: 198.51.100.0/24"), From: []string{"doh"}, Reject: Refused},
+			{Match: match(t, "ip_cidr: 192.0.2.1"), From: []string{"doh"}, Reject: Refused},
 			{Match: match(t, "domain_suffix: tracker.test"), Reject: NXDomain},
 			{Match: match(t, "ip_cidr: 100.0.0.0/8"), Upstream: "doh"},
 			{Match: match(t, "ip_cidr: 100.0.0.2"), Upstream: "isp"},

@@ -129,7 +129,10 @@ func TestTaughtOnce(t *testing.T) {
 // The client's question comes back as it was written, and EDNS is answered with EDNS.
 func TestEcho(t *testing.T) {
 	z := newZone(t, "www.example.com. 60 A 192.0.2.1")
-	z.rewrite = func(m *dns.Msg) { m.AuthenticatedData = true }
+	z.rewrite = func(m *dns.Msg) {
+		m.AuthenticatedData = true
+		m.Answer[0].Header().Name = "wWW.EXample.com."
+	}
 	d := over(t, z, nil)
 	for range 2 {
 		for _, name := range []string{"www.example.com.", "WWW.eXample.COM.", "wWw.ExAmPlE.cOm."} {

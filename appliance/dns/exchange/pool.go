@@ -74,74 +74,76 @@ type attempt struct {
 // ask asks on some link; once more, on another one, where a link that used to work turned out dead.
 func (p *pool) ask(ctx context.Context, q *question) (reply, error) {
 	for again := false; ; again = true {
-		l, proven, err := p.acquire(ctx)
+		l, err := p.acquire(ctx)
 		if err != nil {
 			return reply{}, err
 		}
-		r, err := p.askOn(ctx, l, proven, q)
-		if err == nil || again || !proven || ctx.Err() != nil || isBadAnswer(err) {
+		r, worked, err := p.askOn(ctx, l, q)
+		if err == nil || again || !worked || ctx.Err() != nil || isBadAnswer(err) {
 			return r, err
 		}
 	}
 }
 
-// askOn asks on a link that was acquired, and releases it. A proven link that says nothing at all for
-// half of the timeout is given up, while there is time for another one: its peer may be gone without
-// a word.
-func (p *pool) askOn(ctx context.Context, l *link, proven bool, q *question) (reply, error) {
+// askOn asks on a link that was acquired, and releases it; worked says whether the link ever answered.
+// One that did, and now says nothing at all for half of the timeout, is given up while there is time
+// for another one: its peer may be gone without a word.
+func (p *pool) askOn(ctx context.Context, l *link, q *question) (r reply, worked bool, err error) {
 	begun := time.Now()
 	asking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if proven {
-		defer time.AfterFunc(p.timeout/2, func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			if l.heard.Before(begun) {
-				cancel(errSilent)
-			}
-		}).Stop()
-	}
-	r, err := l.ask(asking, q)
+	defer time.AfterFunc(p.timeout/2, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if l.proven && l.heard.Before(begun) {
+			cancel(errSilent)
+		}
+	}).Stop()
+	r, err = l.ask(asking, q)
 	if err != nil && context.Cause(asking) == errSilent {
 		err = errSilent
 	}
-	p.release(l, begun, ctx, err)
-	return r, err
+	return r, p.release(ctx, l, begun, err), err
 }
 
 // acquire finds the link with the least load and counts a question on it, or waits until there is one.
-func (p *pool) acquire(ctx context.Context) (l *link, proven bool, err error) {
-	p.mu.Lock()
-	for _, other := range p.links {
-		if !other.ended() && (l == nil || other.load < l.load) {
-			l = other
-		}
-	}
-	a := p.connecting
-	if a == nil && (l == nil || l.load >= p.depth && len(p.links) < p.width) {
-		a = p.connect()
-	}
-	if l != nil {
-		defer p.mu.Unlock()
-		l.load++
-		return l, l.proven, nil
-	}
-	p.mu.Unlock()
-	select {
-	case <-a.done:
-	case <-ctx.Done():
-		return nil, false, &connectError{ctx.Err()}
-	}
-	if a.err != nil {
-		return nil, false, a.err
-	}
+func (p *pool) acquire(ctx context.Context) (*link, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if a.link.retired {
-		return nil, false, errors.New("the connection ended before it answered")
+	for {
+		var l *link
+		for _, other := range p.links {
+			if !other.ended() && (l == nil || other.load < l.load) {
+				l = other
+			}
+		}
+		a := p.connecting
+		if a == nil && (l == nil || l.load >= p.depth && len(p.links) < p.width) {
+			a = p.connect()
+		}
+		if l != nil {
+			l.load++
+			return l, nil
+		}
+		p.mu.Unlock()
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+		}
+		p.mu.Lock()
+		switch {
+		case ctx.Err() != nil:
+			return nil, &connectError{ctx.Err()}
+		case a.err != nil:
+			return nil, a.err
+		case !a.link.retired:
+			a.link.load++
+			return a.link, nil
+		case !a.link.proven:
+			return nil, errors.New("the connection ended before it answered")
+		}
+		// Others were answered before it ended: this one is asked on the next.
 	}
-	a.link.load++
-	return a.link, a.link.proven, nil
 }
 
 type connectError struct{ cause error }
@@ -149,8 +151,8 @@ type connectError struct{ cause error }
 func (e *connectError) Error() string { return "connecting: " + e.cause.Error() }
 func (e *connectError) Unwrap() error { return e.cause }
 
-// release ends a question on a link and judges the link by how it went.
-func (p *pool) release(l *link, begun time.Time, ctx context.Context, err error) {
+// release ends a question on a link and judges the link by how it went. It says whether it ever worked.
+func (p *pool) release(ctx context.Context, l *link, begun time.Time, err error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l.load--
@@ -169,6 +171,7 @@ func (p *pool) release(l *link, begun time.Time, ctx context.Context, err error)
 			close(l.drained)
 		}
 	}
+	return l.proven
 }
 
 // retire takes a link out of use. It is closed when the questions on it have ended.
