@@ -192,7 +192,8 @@ func TestCrowdedNames(t *testing.T) {
 		for i := range count { // has the text that an expression requires, and does not match it
 			names = append(names, fmt.Sprintf("xad.site%d.com", i))
 		}
-		for _, name := range append(names,
+		for _, name := range append(
+			names,
 			"ad7.x.site7.com", "ad.site8.net", "ad.site8.org", "xad.site9.com", "ad99999.site39.com", "www.track1wordtrack2word.com", "track39word",
 			"track1wor", "a.track0word.site1.com", "2024", "2024.com", "k", "milk.example", "s.example", "mil\u212a", "\u017f.example", "\u017f",
 			"ad.é.site3.com", "é.track4word", strings.Repeat("track0word", 20), "ad."+strings.Repeat("site1.com.", 20)+"site1.com",
