@@ -351,32 +351,3 @@ func TestCloseAtOnce(t *testing.T) {
 		})
 	}
 }
-
-// TestOneAnswerEach has a server that ends each connection after its first answer, as old ones do, and
-// questions that come a few at a time.
-func TestOneAnswerEach(t *testing.T) {
-	a := newAuthority(t)
-	for _, scheme := range sessions {
-		t.Run(scheme, func(t *testing.T) {
-			noLeaks(t)
-			s := serve(t, scheme, "127.0.0.1:0", a.pair, func(_, question int) act {
-				if question > 1 {
-					return hangUp
-				}
-				return tell
-			})
-			u := upstream(t, s.url, options(scheme, a, time.Minute))
-			for range 10 {
-				var asking sync.WaitGroup
-				for range 2 {
-					asking.Go(func() {
-						if err := askA(t.Context(), u, "www.example."); err != nil {
-							t.Error(err)
-						}
-					})
-				}
-				asking.Wait()
-			}
-		})
-	}
-}
