@@ -145,6 +145,6 @@ type Options struct {
 // Limits bounds what one client may hold, so that a flood costs nobody else anything. 0 is the default.
 type Limits struct {
 	Queries     int // a second; beyond it they are dropped. 250,000
-	Outstanding int // queries that wait for an upstream; beyond it they are dropped. 256
+	Outstanding int // queries that wait for an upstream; beyond it they are dropped. 512
 	Connections int // TCP; beyond it new ones are reset. 32
 }

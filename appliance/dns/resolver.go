@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -44,7 +43,8 @@ type Resolver struct {
 	upstreams map[string]*upstream
 	located   []located
 	counters  resolverCounters
-	circles   atomic.Int64 // when the last warning of a circle was written, monotonic; 0 never
+	circles   occasion
+	rebound   occasion
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc

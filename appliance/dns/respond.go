@@ -173,7 +173,7 @@ func (s *Server) circular(r *Resolver, a *ask, client [16]byte) bool {
 	if !slices.ContainsFunc(r.located, func(l located) bool { return slices.Contains(l.Addresses(), addr) }) {
 		return false
 	}
-	if now, last := monotonic(), r.circles.Load(); (last == 0 || now-last > int64(warningInterval)) && r.circles.CompareAndSwap(last, now) {
+	if r.circles.given() {
 		s.log.Warn("dns upstream asks us in a circle: exempt it from the gateway", "upstream", addr, "name", a.host)
 	}
 	return true

@@ -83,7 +83,7 @@ func newServer(o Options) *Server {
 
 func (o *Options) setDefaults() {
 	setDefault(&o.Limits.Queries, 250000)
-	setDefault(&o.Limits.Outstanding, 256)
+	setDefault(&o.Limits.Outstanding, 512)
 	setDefault(&o.Limits.Connections, 32)
 	if o.Allow == nil {
 		o.Allow = allowPrivate

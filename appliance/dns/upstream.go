@@ -15,7 +15,7 @@ type upstream struct {
 	exchanger         Exchanger
 	log               *slog.Logger
 	queries, failures atomic.Uint64
-	warned            atomic.Int64 // when the last warning was written, monotonic; 0 never
+	warning           occasion
 }
 
 // ask asks the upstream and returns what of its answer is believed.
@@ -38,19 +38,25 @@ func (u *upstream) ask(ctx context.Context, a *ask) (*answer, error) {
 	return got, nil
 }
 
+// occasion keeps what happens all the time from filling the log.
+type occasion struct{ last atomic.Int64 } // monotonic; 0: never
+
 const warningInterval = 10 * time.Second
 
-// failed counts a failure, and warns of it at most once per interval: an upstream that is down fails for
-// every question.
+// given reports whether something may be written now: at most once per interval.
+func (o *occasion) given() bool {
+	now, last := monotonic(), o.last.Load()
+	return (last == 0 || now-last > int64(warningInterval)) && o.last.CompareAndSwap(last, now)
+}
+
+// failed counts a failure and warns of it, but not for each question: an upstream that is down fails all.
 func (u *upstream) failed(ctx context.Context, a *ask, err error) {
 	failures := u.failures.Add(1)
 	u.log.Debug("question failed", "upstream", u.name, "name", a.host, "type", dns.TypeToString[a.qtype], "error", err)
 	if ctx.Err() == context.Canceled {
 		return // we are being closed
 	}
-	now, last := monotonic(), u.warned.Load()
-	if last != 0 && now-last < int64(warningInterval) || !u.warned.CompareAndSwap(last, now) {
-		return
+	if u.warning.given() {
+		u.log.Warn("dns upstream failed", "upstream", u.name, "name", a.host, "error", err, "failures", failures)
 	}
-	u.log.Warn("dns upstream failed", "upstream", u.name, "name", a.host, "error", err, "failures", failures)
 }
