@@ -11,6 +11,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # servers live there, and not every u
 # group, command that shows that it is there, Debian package
 needs='
 demo      danted          dante-server
+demo      dnsmasq         dnsmasq-base
 demo      ip              iproute2
 
 test      danted          dante-server

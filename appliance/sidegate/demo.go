@@ -90,6 +90,7 @@ func (p *script) step(ctx context.Context, s *stage, step step) (ok bool, err er
 	p.title(title)
 	s.atSidegate.Reset() // what follows counts this step
 	s.atRouter.Reset()
+	s.atISP.Reset()
 	f, err := step.act(ctx, s, step.host, to)
 	if err != nil {
 		return false, err
@@ -128,7 +129,7 @@ func (s *stage) entrances() string {
 	for _, h := range s.Hosts() {
 		fmt.Fprintf(&b, "  nsenter --net=/run/netns/%-20s bash   # %s\n", h.Namespace(), h.Addr4())
 	}
-	fmt.Fprintf(&b, "\nEvery host of the internet serves http://ADDRESS/whoami and /bytes/N, and echoes on port %d.\nThe gateway:\n\n", echoPort)
+	fmt.Fprintf(&b, "\nEvery host of the internet serves http://ADDRESS/whoami and /bytes/N, and echoes on port %d.\nThe laptop may ask any address for %s and %s.\nThe gateway:\n\n", echoPort, films, tracker)
 	fmt.Fprintf(&b, "  %s status --socket %s\n", program, s.gateway.Socket)
 	fmt.Fprintf(&b, "  less %s\n", s.gateway.Log())
 	return b.String()

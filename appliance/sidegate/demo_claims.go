@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"syscall"
 
 	"sidegate/appliance/lab"
@@ -150,12 +149,7 @@ var (
 	}}
 
 	kernelAgrees = claim{"the kernel gives the same answer as the file", func(ctx context.Context, s *stage, _ flow) (string, bool, error) {
-		facts := map[string][]string{}
-		for _, fact := range s.question() {
-			key, value, _ := strings.Cut(fact, "=")
-			facts[key] = []string{value}
-		}
-		live, err := s.admin.Explain(ctx, facts)
+		live, err := s.explain(ctx, s.question())
 		if err != nil {
 			return "", false, err
 		}

@@ -19,7 +19,7 @@ import (
 type flow struct {
 	protocol       uint8 // lab.TCP or lab.UDP
 	client, server netip.AddrPort
-	asked, got     int64          // bytes of a file, or datagrams
+	asked, got     int64          // bytes of a file, datagrams, or addresses of a name
 	whole          bool           // what came is what was asked for
 	seenFrom       netip.AddrPort // who the client was for the server; invalid if the server saw nobody
 	took           time.Duration
@@ -50,22 +50,28 @@ type action func(ctx context.Context, s *stage, host string, to netip.Addr) (flo
 
 const fileSize = 32 << 20
 
-// download fetches a file over HTTP.
+// download fetches a file over HTTP, from an address.
 func download(ctx context.Context, s *stage, host string, to netip.Addr) (flow, error) {
+	server := netip.AddrPortFrom(to, filePort)
+	return fetch(ctx, s, host, server, server.String())
+}
+
+// fetch downloads from a server of the host, which the client calls by name.
+func fetch(ctx context.Context, s *stage, host string, server netip.AddrPort, name string) (flow, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	f := flow{protocol: lab.TCP, server: netip.AddrPortFrom(to, filePort), asked: fileSize}
+	f := flow{protocol: lab.TCP, server: server, asked: fileSize}
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := s.laptop.Dial(ctx, network, address)
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			c, err := s.laptop.Dial(ctx, network, server.String())
 			if err == nil {
 				f.client = c.LocalAddr().(*net.TCPAddr).AddrPort()
 			}
 			return c, err
 		},
 	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/bytes/%d", f.server, fileSize), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/bytes/%d", name, fileSize), nil)
 	if err != nil {
 		return f, err
 	}
@@ -73,7 +79,7 @@ func download(ctx context.Context, s *stage, host string, to netip.Addr) (flow, 
 	start := time.Now()
 	response, err := client.Do(request)
 	if err != nil {
-		f.err = err
+		f.took, f.err = time.Since(start), err
 		return f, nil
 	}
 	defer response.Body.Close()

@@ -21,6 +21,8 @@ const (
 	abroad    = "abroad"    // reached through the upstream proxy
 	ads       = "ads"       // dropped
 	telemetry = "telemetry" // refused
+	cdn       = "cdn"       // serves several names at one address, which no rule has
+	isp       = "isp"       // a DNS server: dnsmasq
 )
 
 // What every host of the internet offers.
@@ -34,10 +36,12 @@ type stage struct {
 	*lab.Lab
 	binary           string // of sidegate
 	laptop, sidegate *lab.Host
+	upstream         *lab.Daemon                // dante
 	files            map[string]*lab.FileServer // by host
 	echoes           map[string]*lab.Echo
 	atSidegate       *lab.Capture // all packets of the side router's interface
 	atRouter         *lab.Capture // all packets of the router's LAN side
+	atISP            *lab.Capture // all packets of the DNS server
 
 	config   string
 	gateway  *lab.Gateway  // nil before the step that starts it
@@ -66,16 +70,19 @@ func newStage(ctx context.Context, binary string) (_ *stage, err error) {
 		files:    map[string]*lab.FileServer{},
 		echoes:   map[string]*lab.Echo{},
 	}
-	dante, err := l.Host(lab.Upstream).StartDante(context.WithoutCancel(ctx), lab.DanteOptions{}) // it ends with the lab
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range []string{abroad, ads, telemetry} {
+	for _, name := range []string{abroad, ads, telemetry, cdn, isp} {
 		if _, err := l.AddServer(ctx, name); err != nil {
 			return nil, err
 		}
 	}
-	for _, name := range []string{lab.Server, abroad, ads, telemetry} {
+	running := context.WithoutCancel(ctx) // until the lab ends
+	if _, err := l.Host(isp).StartDnsmasq(running, hosted(l.Host(cdn))); err != nil {
+		return nil, err
+	}
+	if err := s.startUpstream(running); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{lab.Server, abroad, ads, telemetry, cdn} {
 		if s.files[name], err = l.Host(name).StartFiles(ctx, filePort); err != nil {
 			return nil, err
 		}
@@ -89,8 +96,17 @@ func newStage(ctx context.Context, binary string) (_ *stage, err error) {
 	if s.atRouter, err = l.Host(lab.Router).Capture(); err != nil {
 		return nil, err
 	}
-	s.config = demoConfig(l, dante.URL("socks5", lab.Credentials{}))
+	if s.atISP, err = l.Host(isp).Capture(); err != nil {
+		return nil, err
+	}
+	s.config = demoConfig(l, s.upstream.URL("socks5", lab.Credentials{}))
 	return s, nil
+}
+
+// startUpstream starts the proxy server, which knows no names yet.
+func (s *stage) startUpstream(ctx context.Context) (err error) {
+	s.upstream, err = s.Host(lab.Upstream).StartDante(ctx, lab.DanteOptions{Resolver: s.Host(isp).Addr4()})
+	return err
 }
 
 // demoConfig is the file that the gateway of the demonstration runs on.
@@ -99,14 +115,20 @@ func demoConfig(l *lab.Lab, upstream string) string {
 		return fmt.Sprintf("[%s, \"%s\"]", l.Host(name).Addr4(), l.Host(name).Addr6())
 	}
 	return fmt.Sprintf(`interfaces: { lan: eth0 }
+dns:
+  upstreams: { isp: "udp://%s" }
+  default: isp
+sniff: ambiguous # reads first bytes where the names of an address lead to different outbounds
 outbounds:
   upstream: { url: %q }
 rules:
   - { name: abroad,    ip_cidr: %s, outbound: upstream }
   - { name: ads,       ip_cidr: %s, outbound: block }
   - { name: telemetry, ip_cidr: %s, outbound: block, reject: true }
+  - { name: films,     domain_suffix: films.example, outbound: upstream }
+  - { name: tracker,   domain_suffix: tracker.example, outbound: block }
 default: direct
-`, upstream, host(abroad), host(ads), host(telemetry))
+`, l.Host(isp).Addr4(), upstream, host(abroad), host(ads), host(telemetry))
 }
 
 // ipVersion chooses between the addresses that every host has.

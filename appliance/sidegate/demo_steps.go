@@ -65,6 +65,24 @@ var steps = []step{
 	},
 
 	{
+		title: "DNS: the laptop asks " + resolver.String() + ", which is nowhere here, for " + films, act: ask(films),
+		claims: []claim{answered, stopsHere, ispIsAsked, learned(films)},
+		show:   func(ctx context.Context, s *stage) (string, error) { return s.command(ctx, "names") },
+	},
+	{
+		title: "Proxied by its name: a download from " + films, act: downloadFrom(films), verdict: "proxy", rule: "films",
+		claims: []claim{fileIsWhole, serverSeesUpstream, hidden, onlySidegate, upstreamAsks, otherwiseDirect, sniffed(0)},
+	},
+	{
+		title: "Two names on one address: " + tracker + ", blocked", act: downloadFrom(tracker), verdict: "block", rule: "tracker",
+		claims: []claim{sameAddress, cutOff, stopsHere, nobodyIsCalled, sniffed(1)},
+	},
+	{
+		title: "And the other one, proxied as before: " + films, act: downloadFrom(films), verdict: "proxy", rule: "films",
+		claims: []claim{sameAddress, fileIsWhole, serverSeesUpstream, hidden, onlySidegate, sniffed(2)},
+	},
+
+	{
 		title: "The flow table explains each: sidegate flows", act: nothing, claims: []claim{tableExplains},
 		show: func(ctx context.Context, s *stage) (string, error) { return s.command(ctx, "flows") },
 	},
@@ -72,6 +90,12 @@ var steps = []step{
 		title: "And a flow that is not there yet: sidegate explain", act: nothing, claims: []claim{kernelAgrees},
 		show: func(ctx context.Context, s *stage) (string, error) {
 			return s.command(ctx, append([]string{"explain", "-c", s.gateway.Config}, s.question()...)...)
+		},
+	},
+	{
+		title: "And how it knows a name: sidegate explain", act: nothing, claims: []claim{namesAreTold},
+		show: func(ctx context.Context, s *stage) (string, error) {
+			return s.command(ctx, append([]string{"explain", "-c", s.gateway.Config}, s.atShared()...)...)
 		},
 	},
 }

@@ -36,6 +36,8 @@ func TestDemoNotices(t *testing.T) {
 		}
 	})
 	config := s.config
+	_, rest, _ := strings.Cut(config, "dns:\n")
+	section, _, _ := strings.Cut(rest, "sniff:")
 	for _, c := range []struct {
 		name     string
 		old, new string       // in the configuration
@@ -43,16 +45,22 @@ func TestDemoNotices(t *testing.T) {
 		want     map[int]bool // numbers of the steps that fail
 	}{
 		{name: "as it is"},
-		{"direct is proxied", "default: direct", "default: upstream", false, map[int]bool{2: true, 3: true, 4: true, 10: true}},
-		{"proxied is direct", "outbound: upstream", "outbound: direct", false, map[int]bool{5: true, 6: true, 7: true, 10: true, 11: true}},
-		{"blocked is direct", "outbound: block }", "outbound: direct }", false, map[int]bool{8: true, 10: true}},
+		{"direct is proxied", "default: direct", "default: upstream", false, map[int]bool{2: true, 3: true, 4: true, 11: true, 14: true}},
+		{"proxied is direct", "outbound: upstream", "outbound: direct", false, map[int]bool{5: true, 6: true, 7: true, 11: true, 13: true, 14: true, 15: true}},
+		{"blocked is direct", "outbound: block }", "outbound: direct }", false, map[int]bool{8: true, 12: true, 14: true}},
 		{"rejected is dropped", ", reject: true", "", false, map[int]bool{9: true}},
-		{"a crash leaves everything", "", "", true, map[int]bool{12: true, 13: true}},
+		{"DNS is ordinary traffic", "dns:\n" + section, "", false, map[int]bool{10: true, 11: true, 12: true, 13: true, 14: true, 16: true}},
+		{"names are confused", "sniff: ambiguous", "sniff: off", false, map[int]bool{12: true, 13: true, 14: true, 16: true}},
+		{"names are not told", "sniff:", "dial: ip\nsniff:", false, map[int]bool{11: true}},
+		{"a crash leaves everything", "", "", true, map[int]bool{17: true, 18: true}},
 	} {
-		if s.config = strings.Replace(config, c.old, c.new, 1); c.old != "" && s.config == config {
+		if s.config = strings.ReplaceAll(config, c.old, c.new); c.old != "" && s.config == config {
 			t.Fatalf("%s: the configuration does not say %q", c.name, c.old)
 		}
 		s.flows = nil
+		if err := errors.Join(s.upstream.Stop(), s.startUpstream(t.Context())); err != nil { // it remembers names
+			t.Fatal(err)
+		}
 		var shown strings.Builder
 		p := &script{out: io.Writer(&shown)}
 		failed, err := p.play(t.Context(), s, steps)
