@@ -282,6 +282,8 @@ func TestImproperQueries(t *testing.T) {
 			{"a cut question", plain[:len(plain)-1], "FORMERR"},
 			{"rubbish behind", append(bytes.Clone(plain), 0), "FORMERR"},
 			{"a pointer in the name", patched(12, 0xc0, 12), "FORMERR"},
+			{"a label of 100 bytes", slices.Concat(plain[:12], []byte{100}, bytes.Repeat([]byte("a"), 100), []byte{0, 0, 1, 0, 1}), "FORMERR"},
+			{"a name of 256 bytes", slices.Concat(plain[:12], bytes.Repeat(append([]byte{50}, bytes.Repeat([]byte("a"), 50)...), 5), []byte{0, 0, 1, 0, 1}), "FORMERR"},
 			{"a record that is not there", patched(10, 0, 1), "FORMERR"},
 			{"an update", patched(2, 5<<3), "NOTIMP"},
 			{"a notification", patched(2, 4<<3), "NOTIMP"},
