@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/outbound"
 	"sidegate/appliance/policy"
@@ -474,5 +476,109 @@ func TestSniffUDPAnswerWhileHeld(t *testing.T) {
 	third.WriteToUDPAddrPort([]byte("in time"), mapping)
 	if payload, from, err := c.receive(); err != nil || string(payload) != "in time" || from != udpAddr(third) {
 		t.Errorf("received %q from %s, %v", payload, from, err)
+	}
+}
+
+// Each held flow has its own deadline, whatever else is held.
+func TestSniffUDPDeadlines(t *testing.T) {
+	r := newRig(t, Options{SniffTimeout: 500 * time.Millisecond, Threads: 1}, nil)
+	upstream := r.socksServer(netip.AddrPortFrom(proxy4, 1081))
+	r.outbounds.set("up", r.socks5(upstream.address()))
+	r.verdicts.sniffTo(Route{Outbound: "up"})
+	first := initials(t, "deadline.example.com")[0]
+	c := r.udpClient(client4, 0)
+	start := time.Now()
+	for i := range 3 {
+		c.send(netip.AddrPortFrom(server4, uint16(1000+i)), first)
+		eventually(t, "it is held", func() bool { return r.held() == i+1 })
+		time.Sleep(100 * time.Millisecond)
+	}
+	for i := range 3 {
+		_, from, err := c.receive()
+		if err != nil || from.Port() != uint16(1000+i) {
+			t.Fatalf("received from %s, %v", from, err)
+		}
+		due := 500*time.Millisecond + time.Duration(i)*100*time.Millisecond
+		if after := time.Since(start); after < due {
+			t.Errorf("flow %d went on after %v, want at least %v", i, after, due)
+		}
+	}
+	if n := r.server.Stats().Sniffed.TimedOut; n != 3 {
+		t.Errorf("%d timed out", n)
+	}
+}
+
+// A client is not forgotten while a flow of his is held.
+func TestSniffUDPKeepsClient(t *testing.T) {
+	r := newRig(t, Options{SniffTimeout: time.Hour}, directly(t))
+	r.verdicts.sniffTo(Route{Outbound: "up"})
+	c := r.udpClient(client4, 0)
+	c.send(netip.AddrPortFrom(server4, 443), initials(t, "kept.example.com")[0])
+	eventually(t, "it is held", func() bool { return r.held() == 1 })
+	from := endpointOf(udpAddr(c.UDPConn))
+	s := r.server.udp.shardOf(from)
+	s.expire(monotonic() + int64(time.Hour))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.clients[from.addr] == nil {
+		t.Error("the client is forgotten")
+	}
+}
+
+// What is replayed bears the mark that the kernel gives the rest of the flow, or else our own.
+func TestSniffUDPMark(t *testing.T) {
+	r := newRig(t, Options{}, nil)
+	r.forwarding()
+	(*namespace)(nil).run(t, `nft -f - <<END
+table inet look {
+	set seen { type mark; flags dynamic; }
+	chain output { type filter hook output priority 0; ip protocol udp oifname "wan" add @seen { meta mark }; }
+}
+END`)
+	for _, mark := range []uint32{0, 0x04000007} {
+		r.verdicts.sniffTo(Route{Outbound: policy.OutboundDirect, Mark: mark})
+		server := r.udpServer(netip.AddrPortFrom(server4, 0), echo)
+		if err := r.udpClient(client4, 0).exchange(server, []byte("hello")); err != nil {
+			t.Error(err)
+		}
+	}
+	out, err := exec.Command("nft", "list", "set", "inet", "look", "seen").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint32{testMark, 0x04000007} {
+		if !strings.Contains(string(out), fmt.Sprintf("%#08x", want)) {
+			t.Errorf("no datagram had the mark %#08x: %s", want, out)
+		}
+	}
+}
+
+// While a replay is going on, answers pass through the box to the client. They would not if the socket
+// were connected: then the kernel takes them for the socket's, and does not forward them.
+func TestReplaySocketTakesNothing(t *testing.T) {
+	r := newRig(t, Options{}, nil)
+	r.forwarding()
+	for _, at := range []netip.Addr{server4, server6} {
+		server := r.udpServer(netip.AddrPortFrom(at, 0), echo)
+		c := r.udpClient(at, 0)
+		r.forward(policy.UDP, udpAddr(c.UDPConn), server)
+		fd, err := openReplay(endpointOf(udpAddr(c.UDPConn)), testMark)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		for range 3 {
+			if err := c.exchange(server, []byte("hello")); err != nil {
+				t.Errorf("%s: %v", at, err)
+			}
+		}
+		if err := unix.Connect(fd, endpointOf(server).sockaddr()); err != nil {
+			t.Fatal(err)
+		}
+		c.send(server, []byte("lost"))
+		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if n, _, err := c.ReadFromUDPAddrPort(make([]byte, 10)); err == nil {
+			t.Errorf("%s: %d bytes passed a connected socket: why then not connect?", at, n)
+		}
 	}
 }
