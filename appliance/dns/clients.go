@@ -34,7 +34,7 @@ type clients struct {
 
 // client is guarded by clients.mu.
 type client struct {
-	resolver    *Resolver // whose view it is
+	generation  *generation // of the resolver whose view it is
 	view        *view
 	allowed     bool
 	checked     int64 // monotonic
@@ -74,7 +74,7 @@ func (c *clients) known(addr *[16]byte, r *Resolver, now int64) (*view, Reason) 
 	defer c.mu.Unlock()
 	k := c.all[*addr]
 	switch {
-	case k == nil || k.resolver != r || now-k.checked > believed:
+	case k == nil || k.generation != r.generation || now-k.checked > believed:
 		return nil, 0
 	case !k.allowed:
 		return nil, NotAllowed
@@ -101,12 +101,12 @@ func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (admission, Reaso
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := c.get(addr, now)
-	if k.resolver != r || now-k.checked > believed {
+	if k.generation != r.generation || now-k.checked > believed {
 		c.mu.Unlock()
 		allowed, v := c.identify(netip.AddrFrom16(addr).Unmap(), r)
 		c.mu.Lock()
 		k = c.get(addr, now) // it may have been forgotten meanwhile
-		k.allowed, k.view, k.resolver, k.checked = allowed, v, r, now
+		k.allowed, k.view, k.generation, k.checked = allowed, v, r.generation, now
 	}
 	k.seen = now
 	switch {

@@ -29,22 +29,26 @@ const (
 	maxRenewals = 64
 )
 
+// generation tells one resolver from another. Whoever remembers it keeps no cache alive.
+type generation struct{ _ byte }
+
 // Resolver answers questions as Settings say.
 type Resolver struct {
-	settings  Settings
-	log       *slog.Logger
-	questions rules
-	answers   rules
-	views     views
-	gateway   *view // of the gateway itself: nothing is known of it
-	hosts     map[string][]netip.Addr
-	rebinding rebinding
-	cache     *cache
-	upstreams map[string]*upstream
-	located   []located
-	counters  resolverCounters
-	circles   occasion
-	rebound   occasion
+	generation *generation
+	settings   Settings
+	log        *slog.Logger
+	questions  rules
+	answers    rules
+	views      views
+	gateway    *view // of the gateway itself: nothing is known of it
+	hosts      map[string][]netip.Addr
+	rebinding  rebinding
+	cache      *cache
+	upstreams  map[string]*upstream
+	located    []located
+	counters   resolverCounters
+	circles    occasion
+	rebound    occasion
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -117,13 +121,14 @@ func NewResolver(s Settings) (*Resolver, error) {
 		return nil, err
 	}
 	r := &Resolver{
-		settings:  s,
-		log:       s.Log,
-		hosts:     make(map[string][]netip.Addr),
-		rebinding: newRebinding(s.RebindAllow, s.Own),
-		cache:     newCache(s.Cache),
-		upstreams: make(map[string]*upstream),
-		flights:   make(map[string]*flight),
+		generation: new(generation),
+		settings:   s,
+		log:        s.Log,
+		hosts:      make(map[string][]netip.Addr),
+		rebinding:  newRebinding(s.RebindAllow, s.Own),
+		cache:      newCache(s.Cache),
+		upstreams:  make(map[string]*upstream),
+		flights:    make(map[string]*flight),
 	}
 	var questions, answers []policy.Rule
 	for _, rule := range s.Rules {

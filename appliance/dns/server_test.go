@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -492,4 +493,34 @@ func TestWithoutResolver(t *testing.T) {
 	d := &desk{t: t, server: newServer(Options{Learner: new(pupil)})}
 	d.server.ctx = t.Context()
 	d.expect("www.example", dns.TypeA, "SERVFAIL")
+}
+
+// A resolver that was replaced is let go with its cache, even if its clients stay silent.
+func TestReplacedResolverIsLetGo(t *testing.T) {
+	z := newZone(t, "www.example. 60 A 192.0.2.1")
+	s := newServer(Options{Learner: new(pupil)})
+	s.ctx = t.Context()
+	gone := make(chan struct{})
+	func() {
+		r, err := NewResolver(Settings{Upstreams: map[string]Exchanger{"up": z}, Default: "up"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Use(r)
+		d := &desk{t: t, server: s}
+		d.expect("www.example", dns.TypeA, "NOERROR 192.0.2.1")
+		d.expect("www.example", dns.TypeA, "NOERROR 192.0.2.1")
+		s.Use(newResolver(t, Settings{Upstreams: map[string]Exchanger{"up": z}, Default: "up"}))
+		r.Close()
+		runtime.AddCleanup(r.cache, func(gone chan struct{}) { close(gone) }, gone)
+	}()
+	eventually(t, "the collector found it", func() bool {
+		runtime.GC()
+		select {
+		case <-gone:
+			return true
+		default:
+			return false
+		}
+	})
 }
