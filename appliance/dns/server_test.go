@@ -523,4 +523,5 @@ func TestReplacedResolverIsLetGo(t *testing.T) {
 			return false
 		}
 	})
+	runtime.KeepAlive(s)
 }
