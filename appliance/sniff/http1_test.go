@@ -45,6 +45,7 @@ func TestHTTP1(t *testing.T) {
 		{"IPv4", "GET / HTTP/1.1\r\nHost: 192.0.2.1:80\r\n", nothing},
 		{"IPv6", "GET / HTTP/1.1\r\nHost: [2001:db8::1]\r\n", nothing},
 		{"IPv6 and port", "GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n", nothing},
+		{"a port that is none", "GET / HTTP/1.1\r\nHost: a.example:8x\r\n", nothing},
 		{"no host", "GET / HTTP/1.1\r\nAccept: */*\r\n\r\n|more", nothing},
 		{"no fields", "GET / HTTP/1.0\r\n\r\n", nothing},
 		{"empty host", "GET / HTTP/1.1\r\nHost:\r\n", nothing},

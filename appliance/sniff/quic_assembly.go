@@ -11,7 +11,7 @@ type assembly struct {
 }
 
 func (a *assembly) insert(offset int, part []byte) {
-	if len(part) == 0 || offset >= MaxStream {
+	if offset >= MaxStream {
 		return
 	}
 	part = part[:min(len(part), MaxStream-offset)]

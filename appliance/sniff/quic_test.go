@@ -169,6 +169,7 @@ func TestQUICFrames(t *testing.T) {
 		{"nothing yet", [][]byte{{quicPing}, ack}, quicMore},
 		{"out of order", [][]byte{cryptoFrame(half, quicHello[half:]), {quicPing}, cryptoFrame(0, quicHello[:half])}, foundQUIC("quic.example")},
 		{"overlapping", [][]byte{cryptoFrame(half-100, quicHello[half-100:]), cryptoFrame(0, quicHello[:half+100])}, foundQUIC("quic.example")},
+		{"contradicting", [][]byte{whole, cryptoFrame(0, makeHello(serverNameOf("other.example")))}, foundQUIC("quic.example")},
 		{"empty ones", [][]byte{cryptoFrame(0, nil), cryptoFrame(half, nil), whole}, foundQUIC("quic.example")},
 		{"a gap", [][]byte{cryptoFrame(half+1, quicHello[half+1:]), cryptoFrame(0, quicHello[:half])}, Result{More, ProtocolQUIC, "quic.example", false}},
 		{"only the end", [][]byte{cryptoFrame(half, quicHello[half:])}, quicMore},
@@ -243,6 +244,13 @@ func longPacket(version uint32, kind byte, destination []byte, payload int) []by
 	return append(appendVarint(b, uint64(payload)), make([]byte, payload)...)
 }
 
+// short is an Initial of so many bytes after its header, which nothing opens.
+func short(n int) []byte {
+	b := binary.BigEndian.AppendUint32([]byte{0xc0}, v1)
+	b = append(b, 0, 0, 0, byte(n)) // no IDs, no token
+	return append(b, make([]byte, n)...)
+}
+
 func TestQUICCoalesced(t *testing.T) {
 	hello := initial{version: v1, destination: someID, frames: cryptoFrame(0, quicHello)}.seal(t)
 	other := initial{version: v1, destination: []byte("another"), frames: cryptoFrame(0, quicHello)}.seal(t)
@@ -267,6 +275,8 @@ func TestQUICCoalesced(t *testing.T) {
 		{"version negotiation", [][]byte{longPacket(0, 0, someID, 60)}, Result{Status: Nothing}},
 		{"1-RTT alone", [][]byte{{0x40, 1, 2, 3}}, Result{Status: Nothing}},
 		{"nothing at all", nil, Result{Status: Nothing}},
+		{"too short for a sample", [][]byte{short(19)}, Result{Status: Nothing}},
+		{"too short for a tag", [][]byte{short(20)}, Result{Status: Nothing}},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			var q QUIC

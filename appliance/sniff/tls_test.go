@@ -241,6 +241,14 @@ func TestTLSWhatIsNoHello(t *testing.T) {
 	message := makeHello(serverNameOf("a.example"))
 	alert := append(inRecords(message[:20], 20), "\x15\x03\x01\x00\x02\x02\x28"...)
 	checkSplit(t, alert, 26, Result{Status: Nothing, Protocol: ProtocolTLS})
+	known := append(inRecords(makeHello(serverNameOf("a.example"), extension{21, make([]byte, 100)})[:80], maxRecord), 21)
+	check(t, Stream(known[:len(known)-1]), Result{Status: More, Protocol: ProtocolTLS, Name: "a.example"})
+	check(t, Stream(known), Result{Status: Nothing, Protocol: ProtocolTLS})
+	session := makeHello(extension{21, make([]byte, 100)})
+	session[38] = 33
+	check(t, Stream(inRecords(session[:39], maxRecord)), Result{Status: Nothing, Protocol: ProtocolTLS})
+	session[38] = 32
+	check(t, Stream(inRecords(session[:39], maxRecord)), Result{Status: More, Protocol: ProtocolTLS})
 	old := inRecords(append([]byte{1, 0, 0, 41}, message[4:45]...), maxRecord) // SSL 3.0, without extensions
 	checkSplit(t, old, len(old), Result{Status: Nothing, Protocol: ProtocolTLS})
 }
