@@ -47,7 +47,8 @@ func TestDefects(t *testing.T) {
 		{"attribute", []byte("a.example @ads"), `:1: "a.example @ads": attributes are read from geosite files only: remove it`},
 		{"bad hosts line", []byte("0.0.0.0 a.example b,c"), `:1: domain "b,c": ',' cannot be in a name: use letters, digits, hyphens and dots`},
 		{"no ASCII form", []byte("bü cher.example"), `:1: "bü cher.example": write one entry a line`},
-		{"wildcard within", []byte("a.*.example"), `:1: domain "a.*.example": names have no wildcards: use domain_suffix, domain_keyword or domain_regex`},
+		{"bad name with a wildcard", []byte("a^.*.example"), `:1: "a^.*.example": domain "a^": '^' cannot be in a name: use letters, digits, hyphens and dots`},
+		{"half a wildcard", []byte("a*.example"), `:1: "a*.example": a wildcard stands for whole labels only`},
 		{"only addresses", []byte("192.0.2.0/24"), ": it lists only addresses: name it under geoip, not geosite"},
 
 		{"srs, cut", srs[:len(srs)-9], ": it is damaged: fetch it again (unexpected EOF)"},

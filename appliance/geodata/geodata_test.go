@@ -68,7 +68,12 @@ func TestFormats(t *testing.T) {
 		{
 			"text", []byte("\ufeff# a comment\r\nExample.COM\r\n.below.example # another\n\n*.also.example\n+.both.example\ndomain:root.example\n" +
 				"full:full.example\nkeyword:Track\nregexp:^ads?[0-9]+#\\.\nregex:^x y$\n192.0.2.7\n198.51.100.0/24\n2001:db8::/32\n" +
-				"::1\n::ffff:203.0.113.0/120\n0.0.0.0 one.example two.example # hosts\n127.0.0.1\tthree.example localhost\n::1 ip6-localhost\n0.0.0.0 0.0.0.0\nbücher.example\n+.köln.example\n*.中国"), `
+				"::1\n::ffff:203.0.113.0/120\n0.0.0.0 one.example two.example # hosts\n127.0.0.1\tthree.example localhost\n::1 ip6-localhost\n0.0.0.0 0.0.0.0\nbücher.example\n+.köln.example\n*.中国\nStun.*.*\n+.a.*.example\n.b.*.example\n*.c.*.example"), `
+			regex ^stun\.[^.]+\.[^.]+$
+			regex ^a\.[^.]+\.example$
+			regex ^.+\.a\.[^.]+\.example$
+			regex ^.+\.b\.[^.]+\.example$
+			regex ^[^.]+\.c\.[^.]+\.example$
 			exact example.com
 			suffix .below.example
 			suffix .also.example

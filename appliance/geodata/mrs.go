@@ -79,8 +79,7 @@ func (c *content) addMRSNames(in *cursor) error {
 	return t.each(func(name []byte) error { return c.addMRSName(string(name)) })
 }
 
-// addMRSName reads mihomo's patterns: `+.` in front stands for any labels, `*` for one label. A suffix that includes the
-// name itself is in the set twice, once as that.
+// addMRSName adds a pattern of mihomo's. A suffix that includes the name itself is in the set twice, once as that.
 func (c *content) addMRSName(name string) error {
 	if below, ok := strings.CutPrefix(name, "+."); ok && !strings.ContainsAny(below, "*+") {
 		return c.addForeignName(suffix, "."+below)
@@ -88,6 +87,11 @@ func (c *content) addMRSName(name string) error {
 	if !strings.ContainsAny(name, "*+") {
 		return c.addForeignName(exact, name)
 	}
+	return c.addWildcards(name)
+}
+
+// addWildcards adds a name in which `*` stands for a label, and `+` at the beginning for any number of them.
+func (c *content) addWildcards(name string) error {
 	expression := "^"
 	for i, label := range strings.Split(name, ".") {
 		if i > 0 {
@@ -101,7 +105,10 @@ func (c *content) addMRSName(name string) error {
 		case strings.ContainsAny(label, "*+"):
 			return fmt.Errorf("%q: a wildcard stands for whole labels only", name)
 		default:
-			expression += regexp.QuoteMeta(label)
+			if _, err := exact.Parse(label); err != nil {
+				return fmt.Errorf("%q: %w", name, err)
+			}
+			expression += regexp.QuoteMeta(strings.ToLower(label))
 		}
 	}
 	return c.addName(regex, expression+"$")

@@ -15,6 +15,7 @@ import (
 //	example.com           this name
 //	.example.com          the names below it; also *.example.com
 //	+.example.com         both; also domain:example.com
+//	a.*.example.com       names with some label there; so *.*.example.com has two
 //	full:example.com      this name
 //	keyword:track         names with this text anywhere
 //	regexp:^ads?\.        names in which this expression is found; also regex:
@@ -56,15 +57,16 @@ var linePrefixes = []struct {
 	prefix string
 	field  *policy.Field
 	put    string // in front of the rest
+	wild   bool   // there may be wildcards in the rest
 }{
-	{"full:", exact, ""},
-	{"domain:", suffix, ""},
-	{"keyword:", keyword, ""},
-	{"regexp:", regex, ""},
-	{"regex:", regex, ""},
-	{"+.", suffix, ""},
-	{"*.", suffix, "."},
-	{".", suffix, "."},
+	{"full:", exact, "", false},
+	{"domain:", suffix, "", false},
+	{"keyword:", keyword, "", false},
+	{"regexp:", regex, "", false},
+	{"regex:", regex, "", false},
+	{"+.", suffix, "", true},
+	{"*.", suffix, ".", true},
+	{".", suffix, ".", true},
 }
 
 // otherSyntax are beginnings of lines that other programs read.
@@ -98,6 +100,9 @@ func (c *content) addLine(line string) error {
 			if strings.ContainsFunc(rest, unicode.IsSpace) && p.field != regex {
 				return oneEntry(line)
 			}
+			if strings.Contains(rest, "*") && p.wild {
+				return c.addTextWildcards(line)
+			}
 			return c.addName(p.field, p.put+rest)
 		}
 	}
@@ -114,7 +119,23 @@ func (c *content) addLine(line string) error {
 	case err == nil || strings.ContainsAny(line, "/:"):
 		return c.addAddress(line)
 	}
+	if strings.Contains(line, "*") {
+		return c.addTextWildcards(line)
+	}
 	return c.addName(exact, line)
+}
+
+// addTextWildcards adds a name with wildcards not only in front: as mihomo has it, each is one label.
+func (c *content) addTextWildcards(name string) error {
+	if below, ok := strings.CutPrefix(name, "."); ok {
+		return c.addWildcards("+." + below)
+	}
+	if itself, ok := strings.CutPrefix(name, "+."); ok {
+		if err := c.addWildcards(itself); err != nil {
+			return err
+		}
+	}
+	return c.addWildcards(name)
 }
 
 func oneEntry(line string) error {
