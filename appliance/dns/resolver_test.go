@@ -93,6 +93,11 @@ func TestQuestionRules(t *testing.T) {
 			t.Errorf("excluded from the rule: %s", got)
 		}
 	}
+	for _, name := range []string{"x.nx.test", "x.empty.test"} { // clients keep what has a SOA record
+		if m := d.ask(name, dns.TypeA); len(m.Ns) != 1 || m.Ns[0].Header().Rrtype != dns.TypeSOA || m.Ns[0].Header().Ttl == 0 {
+			t.Errorf("%s:\n%v", name, m)
+		}
+	}
 	if n := d.server.Stats().Dropped[Rejected]; n != 2 {
 		t.Errorf("%d counted as dropped, want 2", n)
 	}

@@ -98,6 +98,7 @@ func TestConnection(t *testing.T) {
 		if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
+		n.client.run(t, "dig +time=5 +tries=1 @8.8.8.8 www.fast.example") // meanwhile the server sees that
 		close(hold)
 		second, err := c.ReadMsg()
 		if err != nil || second.Id != questions[0].Id || brief(second) != "NOERROR 192.0.2.2" {

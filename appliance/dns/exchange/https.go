@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/http2"
 )
 
 const (
@@ -27,26 +26,20 @@ const (
 
 // https is a session over HTTP/2.
 type https struct {
-	conn   *watched
-	client *http2.ClientConn
+	client *http.ClientConn
 	url    string
+	once   sync.Once
+	ended  chan struct{}
 }
 
 func openHTTPS(e *endpoint, secure *tls.Config, url string) func(context.Context) (session, error) {
-	t := &http2.Transport{
-		DisableCompression: true,
-		MaxHeaderListSize:  maxHeader,
-		WriteByteTimeout:   writeTimeout,
-		// What is more than the server allows at a time waits, instead of failing.
-		StrictMaxConcurrentStreams: true,
-	}
 	return func(ctx context.Context) (session, error) {
 		return reach(ctx, e, func(ctx context.Context, to netip.AddrPort) (session, error) {
 			c, err := dialStream(ctx, e.dialer, to, secure)
 			if err != nil {
 				return nil, err
 			}
-			s, err := secureHTTPS(ctx, t, c.(*tls.Conn), url)
+			s, err := speakHTTP(ctx, c.(*tls.Conn), url)
 			if err != nil {
 				c.Close()
 				return nil, err
@@ -56,47 +49,46 @@ func openHTTPS(e *endpoint, secure *tls.Config, url string) func(context.Context
 	}
 }
 
-func secureHTTPS(ctx context.Context, t *http2.Transport, c *tls.Conn, url string) (session, error) {
+// speakHTTP makes a session of a connection.
+func speakHTTP(ctx context.Context, c *tls.Conn, url string) (session, error) {
 	if c.ConnectionState().NegotiatedProtocol != "h2" {
 		return nil, errors.New("the server does not speak HTTP/2")
 	}
-	// The client's preface is sent at once, and no context bounds it.
+	t := &http.Transport{
+		DialTLSContext:         func(context.Context, string, string) (net.Conn, error) { return c, nil },
+		Protocols:              new(http.Protocols),
+		HTTP2:                  &http.HTTP2Config{WriteByteTimeout: writeTimeout},
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: maxHeader,
+	}
+	t.Protocols.SetHTTP2(true)
+	// Our side of the connection begins at once, and no context bounds that.
 	deadline, _ := ctx.Deadline()
 	c.SetWriteDeadline(deadline)
-	w := &watched{Conn: c, ended: make(chan struct{})}
-	client, err := t.NewClientConn(w)
+	client, err := t.NewClientConn(ctx, "https", c.RemoteAddr().String())
 	if err != nil {
 		return nil, bare(err)
 	}
 	c.SetWriteDeadline(time.Time{})
-	return &https{w, client, url}, nil
+	s := &https{client: client, url: url, ended: make(chan struct{})}
+	client.SetStateHook(s.watch)
+	s.watch(client) // what happened before
+	return s, nil
+}
+
+// watch is told of changes.
+func (s *https) watch(client *http.ClientConn) {
+	if client.Err() != nil {
+		s.once.Do(func() { close(s.ended) })
+	}
 }
 
 func (s *https) ask(ctx context.Context, q *question) (reply, error) {
 	return post(ctx, s.client, s.url, q)
 }
 
-func (s *https) dead() <-chan struct{} { return s.conn.ended }
-
-func (s *https) close() {
-	s.client.Close()
-	<-s.conn.ended
-}
-
-// watched says when reading from a connection ended. HTTP/2 always reads, and tells nobody.
-type watched struct {
-	net.Conn
-	once  sync.Once
-	ended chan struct{}
-}
-
-func (w *watched) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
-	if err != nil {
-		w.once.Do(func() { close(w.ended) })
-	}
-	return n, err
-}
+func (s *https) dead() <-chan struct{} { return s.ended }
+func (s *https) close()                { s.client.Close() }
 
 // post asks by HTTP, with the id 0 (RFC 8484 section 4.1). The method is POST: it puts no limit on the
 // question's length and leaves nothing in the logs of URLs.
