@@ -69,13 +69,11 @@ func (t *tcp) look(fd int, f *firstBytes) (done bool) {
 			f.gone = true
 			return true
 		}
-		if n > f.length || n == 0 {
+		if n > f.length {
 			f.length, f.result = n, sniff.Stream(buffer[:n])
 		}
-		switch {
-		case f.result.Status != sniff.More:
-			return true
-		case ended, n == 0: // who ends without a word may still wait for an answer
+		// Who ended without a word has no result. He may still wait for an answer.
+		if f.result.Status != sniff.More || ended {
 			return true
 		}
 		// The end of a stream that lies behind unread bytes shows in no peek. What came before it is

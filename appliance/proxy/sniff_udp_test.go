@@ -450,15 +450,16 @@ func TestSniffUDPUnasked(t *testing.T) {
 func TestSniffUDPAnswerWhileHeld(t *testing.T) {
 	r := newRig(t, Options{SniffTimeout: time.Hour}, directly(t))
 	third := r.udpSocket(r.internet, netip.AddrPortFrom(third4, 0))
-	var mapping netip.AddrPort
+	mappings := make(chan netip.AddrPort, 1)
 	server := r.udpServer(netip.AddrPortFrom(server4, 0), func(s *net.UDPConn, from netip.AddrPort, payload []byte) {
-		mapping = from
+		mappings <- from
 		s.WriteToUDPAddrPort(payload, from)
 	})
 	c := r.udpClient(client4, 0)
 	if err := c.exchange(server, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
+	mapping := <-mappings
 	r.verdicts.sniffTo(Route{Outbound: "up"})
 	hello := initials(t, "held.example.com")
 	c.send(udpAddr(third), hello[0])
