@@ -182,8 +182,8 @@ func (p *page) prolong(until time.Duration) {
 
 // knowledge is what the policy is asked with.
 type knowledge struct {
-	names []string
-	open  bool // there may be names that we do not know
+	sets [][]string // names, each with its aliases
+	open bool       // there may be names that we do not know
 }
 
 // add takes what a page has from DNS.
@@ -191,17 +191,14 @@ func (k *knowledge) add(p *page) {
 	k.open = k.open || p.full
 	for _, l := range p.lessons {
 		if l.source == FromDNS {
-			k.addNames(l.names)
+			k.sets = append(k.sets, l.names)
 		}
 	}
 }
 
-func (k *knowledge) addNames(names []string) {
-	for _, name := range names {
-		if !slices.Contains(k.names, name) {
-			k.names = append(k.names, name)
-		}
-	}
+// has reports whether a name is among those that were asked for.
+func (k *knowledge) has(name string) bool {
+	return slices.ContainsFunc(k.sets, func(set []string) bool { return set[0] == name })
 }
 
 // of is what the programs are told of an address for one client. A name that only a flow told shows that the client
@@ -214,17 +211,17 @@ func (b *book) of(key gatewayNameKey, trust bool) knowledge {
 		return k
 	}
 	k.add(p)
-	asked := len(k.names) > 0
+	asked := len(k.sets) > 0
 	for _, l := range p.lessons {
-		if l.source == FromSniffing && !slices.Contains(k.names, l.names[0]) {
+		if l.source == FromSniffing && !k.has(l.names[0]) {
 			k.open = k.open || !trust || !l.direct
-			k.addNames(l.names)
+			k.sets = append(k.sets, l.names)
 		}
 	}
 	if !asked {
 		shared := b.shared(key.Address)
 		k.open = k.open || shared.open
-		k.addNames(shared.names)
+		k.sets = append(k.sets, shared.sets...)
 	}
 	return k
 }
@@ -235,7 +232,7 @@ func (b *book) shared(a gatewayAddress) knowledge {
 	var k knowledge
 	for _, p := range b.sharers[a] {
 		k.add(p)
-		if len(k.names) > maxShared {
+		if len(k.sets) > maxShared {
 			k.open = true
 			break
 		}

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -29,10 +30,13 @@ func newNameClasses(t *policy.NameTable, any, each *ebpf.Map) *nameClasses {
 	}}
 }
 
-// of is what the programs know a set of names by; an empty one is unknown. It is not ok if there are more effects than
-// rows.
-func (c *nameClasses) of(names []string) (_ gatewayName, ok bool, err error) {
-	union, common := c.table.Bits(names), c.table.Common(names)
+// of is what the programs know an address by of which this is known; without any name it is unknown. It is not ok if there
+// are more effects than rows.
+func (c *nameClasses) of(k knowledge) (_ gatewayName, ok bool, err error) {
+	union, common := c.table.Bits(slices.Concat(k.sets...)), c.table.Common(k.sets)
+	if k.open {
+		common = c.table.Unknown // a name that we do not know need not have what those have in common
+	}
 	name := gatewayName{Flags: uint32(gatewayNameFlagNAME_CERTAIN)}
 	if union != common {
 		name.Flags = uint32(gatewayNameFlagNAME_ONE_OF)
@@ -69,10 +73,10 @@ func (g *generation) setNames(key gatewayNameKey, b *book) error {
 }
 
 func (g *generation) setName(key gatewayNameKey, k knowledge) error {
-	if len(k.names) == 0 && !k.open {
+	if len(k.sets) == 0 && !k.open {
 		return remove(g.objects.Names, key)
 	}
-	name, ok, err := g.names.of(k.names)
+	name, ok, err := g.names.of(k)
 	if err != nil {
 		return err
 	}

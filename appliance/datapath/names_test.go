@@ -90,11 +90,17 @@ func TestNamesDecide(t *testing.T) {
 		}
 	}
 	learn(t, d, "192.168.0.9", "near.test", "203.0.113.7")
+	alias := lessonOf("192.168.0.3", "www.far.test", "203.0.113.6")
+	alias.Names = append(alias.Names, "edge.cdn.test")
+	if err := d.Learn(t.Context(), alias); err != nil {
+		t.Fatal(err)
+	}
 	for what, c := range map[string]struct {
 		packet packet
 		want   gatewayVerdict
 	}{
 		"its own name, whatever others know":    {from(laptop, synPacket("192.168.0.3:5000", "203.0.113.7:443")), gatewayVerdictVERDICT_PROXY},
+		"a name with an alias that no rule has": {from(laptop, synPacket("192.168.0.3:5000", "203.0.113.6:443")), gatewayVerdictVERDICT_PROXY},
 		"of two names of others":                {from(policy.MAC{2, 1}, synPacket("192.168.0.8:5000", "203.0.113.7:443")), gatewayVerdictVERDICT_SNIFF},
 		"of two, in UDP that is no QUIC":        {from(policy.MAC{2, 1}, udpPacket("192.168.0.8:5000", "203.0.113.7:443")), gatewayVerdictVERDICT_PROXY},
 		"of two, in what looks like QUIC":       {from(policy.MAC{2, 1}, quicInitial("192.168.0.8:5001", "203.0.113.7:443")), gatewayVerdictVERDICT_SNIFF},
@@ -353,6 +359,24 @@ func TestDecidedNextTime(t *testing.T) {
 	}
 }
 
+// TestDecidedByOtherNames: a name that only a flow told says nothing of the address's others, whatever rule it has.
+func TestDecidedByOtherNames(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "hk", Rules: []policy.Rule{rule(t, "near", "direct", "domain", "near.test")}}
+	apply(t, d, Desired{Policy: p, Sockets: udpListener(t), Sniff: SniffUnknown})
+	for range 3 {
+		syn := from(laptop, synPacket("192.168.0.3:5000", "203.0.113.1:443"))
+		d.run(t, syn.bytes())
+		a, ok := d.Assigned(policy.TCP, syn.src, syn.dst)
+		if !ok || !a.Sniff {
+			t.Fatalf("not looked at: %+v, %t", a, ok)
+		}
+		if outbound, _, err := d.Decide(a, "near.test"); err != nil || outbound != policy.OutboundDirect {
+			t.Fatalf("%s, %v", outbound, err)
+		}
+	}
+}
+
 // TestNameClassesOverflow: where names have more effects than there is room for, each flow is looked at.
 func TestNameClassesOverflow(t *testing.T) {
 	d := opened(t)
@@ -362,13 +386,13 @@ func TestNameClassesOverflow(t *testing.T) {
 	}
 	apply(t, d, Desired{Policy: p, Sniff: SniffAmbiguous})
 	for set := range 1 << 14 {
-		var names []string
+		var k knowledge
 		for i := range 14 {
 			if set>>i&1 == 1 {
-				names = append(names, fmt.Sprintf("n%d.test", i))
+				k.sets = append(k.sets, []string{fmt.Sprintf("n%d.test", i)})
 			}
 		}
-		_, ok, err := d.generation.names.of(names)
+		_, ok, err := d.generation.names.of(k)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -376,11 +400,11 @@ func TestNameClassesOverflow(t *testing.T) {
 			break
 		}
 	}
-	if _, ok, _ := d.generation.names.of([]string{"n0.test", "n1.test"}); !ok {
+	if _, ok, _ := d.generation.names.of(knowledge{sets: [][]string{{"n0.test"}, {"n1.test"}}}); !ok {
 		t.Error("what has a class lost it")
 	}
-	full := knowledge{names: []string{"n13.test", "n12.test", "n11.test"}}
-	if _, ok, _ := d.generation.names.of(full.names); ok {
+	full := knowledge{sets: [][]string{{"n13.test"}, {"n12.test"}, {"n11.test"}}}
+	if _, ok, _ := d.generation.names.of(full); ok {
 		t.Fatal("there is room still: the test is too small")
 	}
 	address := netip.MustParseAddr("203.0.113.1")

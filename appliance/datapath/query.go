@@ -111,7 +111,11 @@ func (g *generation) nameOf(names []string) (gatewayName, error) {
 	if !slices.ContainsFunc(names, func(name string) bool { return strings.Trim(name, ".") != "" }) {
 		return gatewayName{Flags: uint32(gatewayNameFlagNAME_ANY)}, nil
 	}
-	name, ok, err := g.names.of(names)
+	var k knowledge
+	for _, name := range names {
+		k.sets = append(k.sets, []string{name})
+	}
+	name, ok, err := g.names.of(k)
 	if err == nil && !ok {
 		err = fmt.Errorf("names lead to more than %d different sets of rules", maxNameClasses)
 	}

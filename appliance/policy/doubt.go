@@ -3,6 +3,7 @@ package policy
 import (
 	"iter"
 	"math/bits"
+	"slices"
 )
 
 // Matching yields the index of every rule that the flow satisfies, the deciding one first. It is for
@@ -29,9 +30,13 @@ func (t *Tables) Matching(f Flow) iter.Seq[int] {
 // Mirrored by bpf/doubt.h.
 func (t *Tables) Doubtful(f Flow) bool {
 	f = f.normal()
-	possible, certain := t.all, t.Name.Common(f.Names)
+	possible, certain := t.all, t.Name.Unknown
 	if f.named() {
-		possible = t.Name.Bits(f.Names)
+		var each [][]string
+		for _, name := range f.Names {
+			each = append(each, []string{name})
+		}
+		possible, certain = t.Name.Bits(f.Names), t.Name.Common(each)
 	}
 	row := t.row(&f)
 	return t.doubtful(&row, &possible, &certain)
@@ -64,21 +69,19 @@ func (t *Tables) doubtful(row, possible, certain *Bits) bool {
 // Alike are the rules that have the outbound of a rule.
 func (t *Tables) Alike(rule int) Bits { return t.alike[t.Rules[rule].Outbound] }
 
-// Common returns the rules that each of these names permits, where Bits returns those that any does. Without
-// names it is Unknown.
-func (t *NameTable) Common(names []string) Bits {
-	var common Bits
-	known := false
-	for _, name := range names {
-		if name = normalName(name); name == "" {
-			continue
-		}
-		row := t.row(name)
-		if !known {
+// Common returns the rules that each of these sets of names permits, where Bits returns those that any name does. A set
+// is a name with its aliases: it permits what one of them does. Without names it is Unknown.
+func (t *NameTable) Common(sets [][]string) Bits {
+	common, known := Bits{}, false
+	for _, names := range sets {
+		row := t.Bits(names)
+		switch {
+		case !slices.ContainsFunc(names, func(name string) bool { return normalName(name) != "" }):
+		case known:
+			common.and(&row)
+		default:
 			common, known = row, true
-			continue
 		}
-		common.and(&row)
 	}
 	if !known {
 		return t.Unknown
