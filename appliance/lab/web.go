@@ -132,7 +132,7 @@ func (h *Host) StartHTTP3(ctx context.Context, port uint16, names ...string) (ne
 }
 
 func (h *Host) startHTTP3(ctx context.Context, port uint16, names []string) (at netip.AddrPort, err error) {
-	certificate, err := h.Certificate(names...)
+	certificates, err := h.certificates(names)
 	if err != nil {
 		return at, err
 	}
@@ -148,7 +148,7 @@ func (h *Host) startHTTP3(ctx context.Context, port uint16, names []string) (at 
 	})
 	server := &http3.Server{
 		Handler:   mux,
-		TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{certificate.Pair}}),
+		TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: certificates}),
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(socket) }()
@@ -166,6 +166,18 @@ func (h *Host) startHTTP3(ctx context.Context, port uint16, names []string) (at 
 		return at, errClosed
 	}
 	return netip.AddrPortFrom(h.Addr4(), port), nil
+}
+
+// certificates makes one for each name: a client may go on using a connection for another name that its certificate has.
+func (h *Host) certificates(names []string) (all []tls.Certificate, err error) {
+	for _, name := range names {
+		c, err := h.Certificate(name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c.Pair)
+	}
+	return all, nil
 }
 
 // VisitHTTP3 asks for https://name/whoami at an address by HTTP/3, on a new connection, and says how long it was from
