@@ -275,6 +275,7 @@ func TestQUICCoalesced(t *testing.T) {
 		{"version negotiation", [][]byte{longPacket(0, 0, someID, 60)}, Result{Status: Nothing}},
 		{"1-RTT alone", [][]byte{{0x40, 1, 2, 3}}, Result{Status: Nothing}},
 		{"nothing at all", nil, Result{Status: Nothing}},
+		{"too short for a number", [][]byte{short(3)}, Result{Status: Nothing}},
 		{"too short for a sample", [][]byte{short(19)}, Result{Status: Nothing}},
 		{"too short for a tag", [][]byte{short(20)}, Result{Status: Nothing}},
 	} {
@@ -341,8 +342,14 @@ func TestQUICIsBounded(t *testing.T) {
 	for at := MaxStream - 1; at > 0; at -= 1 + at/50 {
 		q.Datagram(initial{version: v1, destination: someID, frames: cryptoFrame(at, []byte(strings.Repeat("x", 900)))}.seal(t))
 	}
-	if held := cap(q.hello.bytes) + 8*cap(q.hello.come); held != MaxStream+MaxStream/8 {
-		t.Errorf("a connection without a beginning holds %d bytes", held)
+	var slow assembly
+	for at := range MaxStream {
+		slow.insert(at, []byte{1, 2})
+	}
+	for _, a := range []*assembly{&q.hello, &slow} {
+		if held := cap(a.bytes) + 8*cap(a.come); held != MaxStream+MaxStream/8 {
+			t.Errorf("a handshake holds %d bytes", held)
+		}
 	}
 	if keys := allocates(func() { deriveKeys(&quicVersions[0], someID) }); keys > 8<<10 {
 		t.Errorf("deriving keys allocates %d bytes", keys)
