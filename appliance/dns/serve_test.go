@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -310,5 +312,38 @@ func TestOtherResolvers(t *testing.T) {
 			s.Close()
 		}
 		other.Close()
+	}
+}
+
+// slowToEnd is a Learner that takes its time when it is interrupted.
+type slowToEnd struct{ began, ended atomic.Int64 }
+
+func (l *slowToEnd) Learn(ctx context.Context, _ netip.Addr, _ []string, _ []netip.Addr, _ time.Duration) error {
+	l.began.Add(1)
+	<-ctx.Done()
+	time.Sleep(100 * time.Millisecond)
+	l.ended.Add(1)
+	return ctx.Err()
+}
+
+// Serve returns when nothing of it calls anybody any more.
+func TestServeWaits(t *testing.T) {
+	n := newNetwork(t)
+	l := new(slowToEnd)
+	n.serve(Options{Learner: l}, newResolver(t, Settings{Upstreams: map[string]Exchanger{"up": exchangeFunc(anyAnswer)}, Default: "up"}))
+	var u net.Conn
+	var err error
+	n.client.do(t, func() { u, err = net.Dial("udp", netip.AddrPortFrom(asked4, 53).String()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	if err := (&dns.Conn{Conn: u}).WriteMsg(question("www.example", dns.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is learning", func() bool { return l.began.Load() == 1 })
+	n.stop()
+	if l.ended.Load() != 1 {
+		t.Error("Serve returned before Learn did")
 	}
 }

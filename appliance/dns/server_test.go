@@ -525,3 +525,15 @@ func TestReplacedResolverIsLetGo(t *testing.T) {
 	})
 	runtime.KeepAlive(s)
 }
+
+// A reload counts at once for clients that are known already.
+func TestReloadChangesWhatClientsMay(t *testing.T) {
+	z := newZone(t, "www.example. 60 A 192.0.2.1")
+	d := over(t, z, nil)
+	d.expect("www.example", dns.TypeA, "NOERROR 192.0.2.1")
+	d.server.Use(newResolver(t, Settings{
+		Upstreams: map[string]Exchanger{"up": z}, Default: "up",
+		Rules: []Rule{{Match: match(t, "source_ip_cidr: "+client4.String()), Reject: NXDomain}},
+	}))
+	d.expect("www.example", dns.TypeA, "NXDOMAIN")
+}
