@@ -192,6 +192,7 @@ func (a Answer) Same(b Answer) bool {
 type Explanation struct {
 	Answer
 	Ambiguous bool      `json:"ambiguous,omitempty"` // the flow's names lead to different outcomes
+	Sniff     bool      `json:"sniff,omitempty"`     // its first bytes are read, and this is for want of a name there
 	Skipped   []Skipped `json:"skipped"`             // every earlier rule, in order
 	Sources   Sources   `json:"sources,omitzero"`
 }

@@ -322,6 +322,17 @@ func (d *Datapath) Query(f policy.Flow) (Answer, error) {
 	return d.generation.query(f)
 }
 
+// QueryFrom is Query of a flow as its first packet would be decided now: by the names that its client, or else anybody,
+// knows the destination by. Doubtful means that its first bytes are read, if it is one that can have a name there.
+func (d *Datapath) QueryFrom(f policy.Flow) (Answer, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.generation == nil {
+		return Answer{}, errors.New("asking the kernel: no policy is in force")
+	}
+	return d.generation.queryNamed(f, d.generation.nameFor(d.pageOf(f.Source.Addr(), f.SourceMAC, f.Destination.Addr())))
+}
+
 // Detach ends the daemon's part and leaves the kernel's: what a restart or an upgrade wants. Direct flows
 // go on; proxied ones wait for the successor as Desired.OnFailure says.
 func (d *Datapath) Detach() error {

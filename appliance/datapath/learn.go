@@ -256,13 +256,7 @@ func (p *page) known(now time.Duration) []KnownName {
 // do. A zero MAC stands for the one that the client's address last asked with.
 func (d *Datapath) NamesOf(client netip.Addr, mac policy.MAC, address netip.Addr) []KnownName {
 	now, _ := sinceBoot()
-	key := gatewayNameKey{Address: addressOf(address)}
-	switch {
-	case mac != policy.MAC{}:
-		key.Client = clientOf(gatewayFlowKey{}, gatewayFlow{ClientMac: mac})
-	case client.IsValid():
-		key.Client = d.learning.clientAt(client)
-	}
+	key := d.pageOf(client, mac, address)
 	d.learning.mu.Lock()
 	defer d.learning.mu.Unlock()
 	if p := d.learning.book.page(key); p != nil {
@@ -277,6 +271,18 @@ func (d *Datapath) NamesOf(client netip.Addr, mac policy.MAC, address netip.Addr
 		}
 	}
 	return all
+}
+
+// pageOf is where a client's knowledge of an address is. Without a client it is nobody's.
+func (d *Datapath) pageOf(client netip.Addr, mac policy.MAC, address netip.Addr) gatewayNameKey {
+	key := gatewayNameKey{Address: addressOf(address)}
+	switch {
+	case mac != policy.MAC{}:
+		key.Client = clientOf(gatewayFlowKey{}, gatewayFlow{ClientMac: mac})
+	case client.IsValid():
+		key.Client = d.learning.clientAt(client)
+	}
+	return key
 }
 
 // Asker is the MAC address and the LAN interface of who last asked by DNS from an address.

@@ -14,11 +14,15 @@ import (
 
 // query runs policy_query: the very code that decides packets, on facts instead of a packet.
 func (g *generation) query(f policy.Flow) (Answer, error) {
-	facts, err := g.facts(f)
+	name, err := g.nameOf(f.Names)
 	if err != nil {
 		return Answer{}, err
 	}
-	d, err := g.ask(facts)
+	return g.queryNamed(f, name)
+}
+
+func (g *generation) queryNamed(f policy.Flow, name gatewayName) (Answer, error) {
+	d, err := g.ask(g.facts(f, name))
 	if err != nil {
 		return Answer{}, err
 	}
@@ -72,11 +76,7 @@ func (g *generation) decision(d gatewayDecision) (policy.Decision, error) {
 }
 
 // facts are the flow as the kernel sees it; what only user space knows is already a class.
-func (g *generation) facts(f policy.Flow) (gatewayFacts, error) {
-	name, err := g.nameOf(f.Names)
-	if err != nil {
-		return gatewayFacts{}, err
-	}
+func (g *generation) facts(f policy.Flow, name gatewayName) gatewayFacts {
 	facts := gatewayFacts{
 		Source:          addressOf(f.Source.Addr()),
 		Destination:     addressOf(f.Destination.Addr()),
@@ -103,7 +103,19 @@ func (g *generation) facts(f policy.Flow) (gatewayFacts, error) {
 		}
 		facts.ProcessClass = class
 	}
-	return facts, nil
+	return facts
+}
+
+// nameFor is what find_name (bpf/names.h) finds.
+func (g *generation) nameFor(key gatewayNameKey) (name gatewayName) {
+	others := gatewayNameKey{Address: key.Address}
+	if g.objects.Names.Lookup(key, &name) != nil && g.objects.Names.Lookup(others, &name) != nil && g.desired.Sniff == SniffUnknown {
+		name.Flags = uint32(gatewayNameFlagNAME_ANY)
+	}
+	if g.desired.Sniff == SniffOff || !g.usesNames {
+		name.Flags = uint32(gatewayNameFlagNAME_CERTAIN)
+	}
+	return name
 }
 
 // nameOf is what the programs would find for these names, whoever sniffs.

@@ -192,9 +192,17 @@ func (g *gateway) Explain(_ context.Context, facts map[string][]string) (admin.L
 	}
 	e.Policy.Sources.Names = sources.Names
 	if flow.Destination.Addr().IsValid() {
-		kernel, err := g.datapath.Query(flow)
+		ask := g.datapath.Query
+		if len(facts["domain"]) == 0 {
+			ask = g.datapath.QueryFrom
+		}
+		kernel, err := ask(flow)
 		if err != nil {
 			return admin.LiveExplanation{}, err
+		}
+		if len(facts["domain"]) == 0 { // a name and its aliases are one, which the policy cannot know
+			e.Policy.Ambiguous = kernel.Doubtful && len(flow.Names) > 0
+			e.Policy.Sniff = kernel.Doubtful && flow.Network != 0
 		}
 		answer := force.policy.answer(kernel.Decision)
 		e.Kernel = &answer

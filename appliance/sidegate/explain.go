@@ -124,8 +124,13 @@ func parseFacts(args []string) (map[string][]string, error) {
 
 func (r *explained) print(e *env, file string) {
 	fmt.Fprintln(e.stdout, sentence(r.Answer))
-	if r.Ambiguous {
+	switch {
+	case r.Ambiguous && r.Sniff:
+		fmt.Fprintln(e.stdout, "The names lead to different outcomes: the flow's first bytes decide, and this if they tell no name.")
+	case r.Ambiguous:
 		fmt.Fprintln(e.stdout, "The names lead to different outcomes: this is that of the first rule among them.")
+	case r.Sniff:
+		fmt.Fprintln(e.stdout, "Its name could make a difference: the flow's first bytes decide, and this if they tell no name.")
 	}
 	if len(r.Skipped) > 0 {
 		fmt.Fprintln(e.stdout, "\nEarlier rules do not match:")
