@@ -344,7 +344,7 @@ func TestQUICIsBounded(t *testing.T) {
 	}
 	var slow assembly
 	for at := range MaxStream {
-		slow.insert(at, []byte{1, 2})
+		slow.insert(at, []byte{1, 2, 3})
 	}
 	for _, a := range []*assembly{&q.hello, &slow} {
 		if held := cap(a.bytes) + 8*cap(a.come); held != MaxStream+MaxStream/8 {
