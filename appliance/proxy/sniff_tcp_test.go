@@ -346,7 +346,7 @@ func TestSniffTCPSilent(t *testing.T) {
 	r.server.tcp.mu.Unlock()
 	r.verdicts.sniffTo(Route{Outbound: "up"})
 	server := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) { io.Copy(c, onlyReader{c}) })
-	measure := func() time.Duration {
+	measure := func() (median, p99 time.Duration) {
 		var times []time.Duration
 		for range 300 {
 			start := time.Now()
@@ -361,10 +361,10 @@ func TestSniffTCPSilent(t *testing.T) {
 			reset(c)
 		}
 		slices.Sort(times)
-		return times[len(times)*99/100]
+		return times[len(times)/2], times[len(times)*99/100]
 	}
 	measure()
-	idle := measure()
+	idle, idleP99 := measure()
 	before := heap()
 	var all []*net.TCPConn
 	r.client.do(t, func() {
@@ -380,10 +380,16 @@ func TestSniffTCPSilent(t *testing.T) {
 	})
 	eventually(t, "all are waited for", func() bool { return r.server.Stats().Connections >= silent })
 	memory := (heap() - before) / silent
-	busy := measure()
-	t.Logf("p99 of another client: %v beside none, %v beside %d silent connections, which hold %d bytes each, both ends counted", idle, busy, silent, memory)
-	if limit := max(2*idle, 20*time.Millisecond); busy > limit {
-		t.Errorf("another client's p99 rose from %v to %v", idle, busy)
+	cpu := cpuTime()
+	time.Sleep(300 * time.Millisecond)
+	if used := cpuTime() - cpu; used > 60*time.Millisecond {
+		t.Errorf("waiting used %v of processor time in 300 ms", used)
+	}
+	busy, busyP99 := measure()
+	t.Logf("another client's connections: median %v, p99 %v beside none; %v, %v beside %d silent ones, which hold %d bytes each, both ends counted", idle, idleP99, busy, busyP99, silent, memory)
+	// The median: what else runs on the machine makes the p99 of a moment.
+	if limit := max(2*idle, 10*time.Millisecond); busy > limit {
+		t.Errorf("another client's median rose from %v to %v", idle, busy)
 	}
 	if memory > 16<<10 {
 		t.Errorf("a silent connection holds %d bytes", memory)
