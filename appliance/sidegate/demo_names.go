@@ -22,6 +22,7 @@ const (
 	films   = "www.films.example"   // reached through the upstream proxy
 	tracker = "www.tracker.example" // blocked
 	other   = "www.other.example"   // which no rule has
+	edge    = "edge.cdn.example"    // what the CDN calls the address: the first two are its aliases
 )
 
 // resolver is whom the laptop asks: a public DNS server, to which nothing leads in this network.
@@ -31,8 +32,10 @@ const dnsPort = 53
 
 // hosted is what the DNS server of the internet knows.
 func hosted(at *lab.Host) lab.DnsmasqOptions {
-	addresses := []netip.Addr{at.Addr4(), at.Addr6()}
-	return lab.DnsmasqOptions{Hosts: map[string][]netip.Addr{films: addresses, tracker: addresses}}
+	return lab.DnsmasqOptions{
+		Hosts:   map[string][]netip.Addr{edge: {at.Addr4(), at.Addr6()}},
+		Aliases: map[string]string{films: edge, tracker: edge},
+	}
 }
 
 // ask makes the laptop look a name up. The flow is its question.
