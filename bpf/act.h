@@ -143,9 +143,13 @@ static __always_inline int to_listener(struct __sk_buff *skb, const struct packe
 
 	if (!sk)
 		return without_listener(skb, p, flow);
-	if (flow->verdict == VERDICT_DNS ? client_over_questions(skb, p) : client_over_rate(skb, p)) {
+	if (flow->verdict == VERDICT_DNS && client_over_questions(skb, p)) {
 		bpf_sk_release(sk);
-		return drop(flow->verdict == VERDICT_DNS ? REASON_DNS_RATE : REASON_CLIENT_RATE);
+		return drop(REASON_DNS_RATE);
+	}
+	if (flow->verdict != VERDICT_DNS && client_over_rate(skb, p)) {
+		bpf_sk_release(sk);
+		return drop(REASON_CLIENT_RATE);
 	}
 	return assign(skb, p, sk);
 }

@@ -31,6 +31,7 @@ func (g *gatewayOf) Flows(context.Context) ([]Flow, error)  { return []Flow{{Rul
 func (g *gatewayOf) Names(context.Context) ([]Name, error) {
 	return []Name{{Client: "02:00:00:00:00:03", Address: netip.MustParseAddr("203.0.113.10"), Names: []string{"www.example", "cdn.example"}}}, g.err
 }
+
 func (g *gatewayOf) Rules(context.Context) ([]Rule, error)           { return []Rule{{Name: "web"}}, g.err }
 func (g *gatewayOf) FlowCounts(context.Context) ([]FlowCount, error) { return nil, g.err }
 func (g *gatewayOf) Reload(context.Context) (Reload, error)          { return Reload{OK: true}, g.err }

@@ -129,8 +129,10 @@ func TestBookEntries(t *testing.T) {
 	for range 2000 {
 		p := page{full: r.IntN(2) == 0}
 		for range r.IntN(30) + 1 {
-			l := lesson{source: NameSource(r.IntN(2) + 1), direct: r.IntN(2) == 0,
-				learned: time.Duration(r.Uint32()) * time.Second, expires: time.Duration(r.Uint32()) * time.Second}
+			l := lesson{
+				source: NameSource(r.IntN(2) + 1), direct: r.IntN(2) == 0,
+				learned: time.Duration(r.Uint32()) * time.Second, expires: time.Duration(r.Uint32()) * time.Second,
+			}
 			for range r.IntN(4) + 1 {
 				l.names = append(l.names, strings.Repeat("x", r.IntN(253)+1))
 			}

@@ -108,9 +108,6 @@ func (a *ask) other(qtype uint16) *ask {
 	return &b
 }
 
-// wireName is the question's name in wire form.
-func (a *ask) wireName() []byte { return a.key[:len(a.key)-5] }
-
 // NewResolver checks and compiles the settings. Its error has a line for each defect.
 func NewResolver(s Settings) (*Resolver, error) {
 	s.Cache.setDefaults()

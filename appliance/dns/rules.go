@@ -90,9 +90,6 @@ func collect(matching iter.Seq[int]) policy.Bits {
 	return set
 }
 
-// has reports whether a rule is in a set.
-func has(set *policy.Bits, rule int) bool { return set[rule/64]&(1<<(rule%64)) != 0 }
-
 // each yields the rules that are in both sets, in order.
 func each(a, b *policy.Bits) iter.Seq[int] {
 	return func(yield func(int) bool) {

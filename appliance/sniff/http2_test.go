@@ -12,8 +12,10 @@ import (
 
 func frame(kind, flags, stream int, payload ...byte) []byte {
 	n := len(payload)
-	return append([]byte{byte(n >> 16), byte(n >> 8), byte(n), byte(kind), byte(flags),
-		byte(stream >> 24), byte(stream >> 16), byte(stream >> 8), byte(stream)}, payload...)
+	return append([]byte{
+		byte(n >> 16), byte(n >> 8), byte(n), byte(kind), byte(flags),
+		byte(stream >> 24), byte(stream >> 16), byte(stream >> 8), byte(stream),
+	}, payload...)
 }
 
 // fields are pairs of names and values, encoded by golang.org/x/net.
