@@ -140,16 +140,18 @@ func TestSlowOne(t *testing.T) {
 	for _, scheme := range sessions {
 		t.Run(scheme, func(t *testing.T) {
 			t.Parallel()
+			var keep atomic.Bool
 			slow := make(chan struct{}, 1)
-			s := serve(t, scheme, "127.0.0.1:0", a.pair, func(_, question int) act {
-				if question == 2 {
+			s := serve(t, scheme, "127.0.0.1:0", a.pair, func(int, int) act {
+				if keep.CompareAndSwap(true, false) {
 					slow <- struct{}{}
 					return silence
 				}
 				return tell
 			})
-			u := upstream(t, s.url, options(scheme, a, time.Second))
+			u := upstream(t, s.url, options(scheme, a, 2*time.Second))
 			wantA(t, u, "www.example.")
+			keep.Store(true)
 			kept := make(chan error)
 			go func() { kept <- askA(t.Context(), u, "slow.example.") }()
 			<-slow
@@ -161,7 +163,7 @@ func TestSlowOne(t *testing.T) {
 					}
 					done = true
 				default:
-					ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					if err := askA(ctx, u, "www.example."); err != nil {
 						t.Error(err)
 					}
