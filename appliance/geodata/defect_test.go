@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"sidegate/appliance/policy"
@@ -266,5 +267,17 @@ func TestDidYouMean(t *testing.T) {
 	}
 	if got := didYouMean("x", nil); got != "" {
 		t.Errorf("%q of none", got)
+	}
+}
+
+// TestPipe: a list that is a named pipe is refused, and nobody waits for its writer.
+func TestPipe(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Load(Sources{Sets: map[string]string{"mine": file}}, Wanted{Sites: []string{"mine"}})
+	if err == nil || !strings.Contains(err.Error(), "not a file") {
+		t.Errorf("%v", err)
 	}
 }

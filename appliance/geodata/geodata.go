@@ -21,6 +21,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"sidegate/appliance/policy"
 )
@@ -278,7 +279,7 @@ func isText(data []byte) bool {
 const maxFile = 256 << 20
 
 func read(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0) // opening a pipe would wait for its writer
 	if err == nil {
 		defer f.Close()
 		var data []byte
