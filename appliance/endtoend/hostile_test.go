@@ -140,12 +140,19 @@ func forge(ctx context.Context, on *lab.Host, from, to netip.AddrPort, count int
 // record that is not looked at.
 func TestRebinding(t *testing.T) {
 	w := newNamesWorld(t)
+	// A gateway may have addresses that are not private, and they are no less its own.
+	const own4, own6 = "198.51.100.9", "2001:db8:51::9"
+	for _, address := range []string{own4 + "/32", own6 + "/128"} {
+		_, err := w.sidegate().Exec(t.Context(), "ip", "address", "add", address, "dev", "lo")
+		need(t, err)
+	}
 	inside4 := []string{
+		own4,
 		"192.168.0.1", "10.0.0.1", "172.16.0.1", "127.0.0.1", "169.254.1.1", "0.0.0.0", "100.64.0.1", "255.255.255.255",
 		w.sidegate().Addr4().String(), w.laptop().Addr4().String(),
 	}
 	inside6 := []string{
-		"::1", "::", "fe80::1", "fd00::1", "::ffff:192.168.0.1", "64:ff9b::c0a8:1", w.sidegate().Addr6().String(),
+		own6, "::1", "::", "fe80::1", "fd00::1", "::ffff:192.168.0.1", "64:ff9b::c0a8:1", w.sidegate().Addr6().String(),
 	}
 	const public4, public6 = "203.0.113.10", "2001:db8:113::10"
 	type question struct {
