@@ -32,6 +32,7 @@ var experiments = []experiment{
 	{"forwarding", forwarding},
 	{"proxying", proxying},
 	{"relaying", relaying},
+	{"resolving", resolving},
 }
 
 // bench is the stage and how thoroughly to measure on it.
