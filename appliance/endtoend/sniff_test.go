@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"sidegate/appliance/lab"
 )
@@ -137,4 +140,85 @@ func TestSniffedFirstByte(t *testing.T) {
 
 func median(d []time.Duration) time.Duration {
 	return slices.Sorted(slices.Values(d))[len(d)/2]
+}
+
+// TestSilentConnections: thousands of connections that say nothing, because their servers speak first, are decided by their
+// addresses when the wait is over, and meanwhile another client's visits get the verdicts of their names, and get them as
+// soon as ever. What breaks it is waiting for ever, or a wait that takes something away from others.
+func TestSilentConnections(t *testing.T) {
+	w := newNamesWorld(t)
+	const visits = 60
+	// A process may have 20,000 descriptors on many a machine, a connection takes up to four of the gateway's, and one client
+	// gets half of what there is.
+	const silent, crowds = 4400, 2
+	startMirror(t, w.server(), racePort)
+	records := make([]string, 2*visits)
+	for i := range records {
+		records[i] = fmt.Sprintf("%s. 300 A %s", silentSite(i), farAddress(10_000+i))
+	}
+	w.serveNames(t, false, records...)
+	w.serveSites(t, "*.direct.test", "*.proxied.test")
+	var phones []*lab.Host
+	for i := range crowds {
+		phone, err := w.AddClient(t.Context(), fmt.Sprintf("phone%d", i))
+		need(t, err)
+		phones = append(phones, phone)
+	}
+	w.startWith(t, "sniff: unknown", nameRules, "default: direct")
+
+	next := 0
+	visit := func() (all []time.Duration) {
+		for range visits {
+			site := silentSite(next)
+			v, took, err := w.visitAt(t.Context(), w.laptop(), "https", site, farAddress(10_000+next))
+			next++
+			if got := w.outcome(v, err); got != domainOf(site) {
+				t.Fatalf("%s was %s: %v", site, got, err)
+			}
+			all = append(all, took)
+		}
+		return all
+	}
+	alone := visit()
+
+	stop := make(chan struct{})
+	var crowd errgroup.Group
+	for i := range silent {
+		crowd.Go(func() error { return beSilent(t.Context(), phones[i%crowds], farAddress(i), stop) })
+	}
+	beside := visit()
+	close(stop)
+	if err := crowd.Wait(); err != nil {
+		t.Error(err)
+		t.Log(w.cli(t, "status"))
+	}
+	t.Logf("time to the first byte at the median and at most: %v and %v alone, %v and %v beside %d silent connections",
+		median(alone), slices.Max(alone), median(beside), slices.Max(beside), silent)
+}
+
+// silentSite is a site of the client that is not silent.
+func silentSite(i int) string {
+	return fmt.Sprintf("n%d.%s.test", i, []string{"direct", "proxied"}[i%2])
+}
+
+// beSilent opens a connection whose server speaks first, hears that it is direct, and keeps it until stop.
+func beSilent(ctx context.Context, from *lab.Host, to netip.Addr, stop <-chan struct{}) error {
+	c, err := from.Dial(ctx, "tcp", netip.AddrPortFrom(to, racePort).String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return err
+	}
+	heard := make([]byte, 64)
+	n, err := c.Read(heard)
+	if err != nil {
+		return fmt.Errorf("a silent connection: %w", err)
+	}
+	if got := strings.TrimSpace(string(heard[:n])); got != "192.168.0.2" {
+		return fmt.Errorf("a silent connection came to its server from %s, want the gateway", got)
+	}
+	<-stop
+	return nil
 }
