@@ -108,8 +108,8 @@ func (w *namesWorld) goAround(t *testing.T, tasks *errgroup.Group, from *lab.Hos
 }
 
 // TestLiveFlowsKeepTheirVerdict: a connection that was decided by a name stays where it is when its address gets another
-// name with another verdict, and when the name's TTL is over. What breaks it is deciding again in mid-life: the echo
-// would then come to a server that never saw the connection begin.
+// name with another verdict, and when the name's TTL is over. What breaks it is deciding again in mid-life: the server
+// would then see somebody new.
 func TestLiveFlowsKeepTheirVerdict(t *testing.T) {
 	w := newNamesWorld(t)
 	echo, err := w.server().StartEcho(t.Context(), 7)
@@ -133,13 +133,13 @@ func TestLiveFlowsKeepTheirVerdict(t *testing.T) {
 			lives[what+" by "+network] = c
 		}
 	}
-	need(t, lookUp(t.Context(), w.laptop(), "one.direct.test", shared))
+	need(t, lookUp(t.Context(), w.laptop(), "two.proxied.test", shared))
 	open("the first name's")
 	seen := echo.Senders()
-	if len(seen) != 2 || seen[0].Addr() != w.laptop().Addr4() {
-		t.Fatalf("the server saw %v, want the laptop twice", seen)
+	if len(seen) != 2 || seen[0].Addr() != w.upstream().Addr4() {
+		t.Fatalf("the server saw %v, want the upstream twice", seen)
 	}
-	need(t, lookUp(t.Context(), w.laptop(), "two.proxied.test", shared))
+	need(t, lookUp(t.Context(), w.laptop(), "one.direct.test", shared)) // whose rule comes first
 	asked := len(names.Questions())
 	err = lab.Wait(within(t, 10*time.Second), "the TTL to be over", func() error {
 		if err := lookUp(t.Context(), w.laptop(), "one.direct.test", shared); err != nil {
