@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -31,10 +32,12 @@ func (u *upstream) connect(ctx context.Context) (net.Conn, error) {
 }
 
 // race dials one address after the other, each when the one before has failed or has had its head start. The first
-// connection wins.
+// connection wins; the other dials are given up, and have ended when race returns.
 func (u *upstream) race(ctx context.Context, addrs []netip.Addr) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // the others give up
+	var dials sync.WaitGroup
+	defer dials.Wait()
+	defer cancel()
 	type result struct {
 		conn net.Conn
 		err  error
@@ -56,7 +59,7 @@ func (u *upstream) race(ctx context.Context, addrs []netip.Addr) (net.Conn, erro
 			started++
 			running++
 			next.Reset(headStart)
-			go func() {
+			dials.Go(func() {
 				conn, err := u.dialer.DialContext(ctx, "tcp", to)
 				select {
 				case results <- result{conn, err}:
@@ -65,7 +68,7 @@ func (u *upstream) race(ctx context.Context, addrs []netip.Addr) (net.Conn, erro
 						conn.Close()
 					}
 				}
-			}()
+			})
 		case r := <-results:
 			if r.err == nil {
 				return r.conn, nil

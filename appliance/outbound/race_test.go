@@ -5,7 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -75,5 +78,51 @@ func TestLookupEnds(t *testing.T) {
 	u.options.DialTimeout = 50 * time.Millisecond
 	if _, err := u.connect(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestRaceWaits: the dials that lost have ended when the winner is there, and when the caller gave up.
+func TestRaceWaits(t *testing.T) {
+	noLeaks(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	// All at once: each takes the head start that the first address has.
+	var races sync.WaitGroup
+	defer races.Wait()
+	for i := range 40 {
+		races.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var running atomic.Int32
+			u := lookedUp(port, nil)
+			u.dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
+				if strings.HasPrefix(address, "127.0.0.1:") {
+					return nil
+				}
+				// An address that does not answer.
+				running.Add(1)
+				defer running.Add(-1)
+				if i%2 == 1 {
+					cancel()
+				}
+				<-ctx.Done()
+				runtime.Gosched()
+				return ctx.Err()
+			}
+			conn, err := u.race(ctx, addrs("127.0.0.9", "127.0.0.1"))
+			if n := running.Load(); n != 0 {
+				t.Errorf("%d dials are still running", n)
+			}
+			if won := err == nil; won != (i%2 == 0) {
+				t.Errorf("race %d: %v", i, err)
+			}
+			if conn != nil {
+				conn.Close()
+			}
+		})
 	}
 }
