@@ -14,8 +14,8 @@ import (
 	"sidegate/appliance/policy"
 )
 
-// ownedMarks are the bits of the firewall mark that sidegate itself uses.
-const ownedMarks = 0x0f000000
+// OwnedMarks are the bits of the firewall mark that sidegate itself uses.
+const OwnedMarks = 0x0f000000
 
 // rule is a policy.Rule on the way.
 type rule struct {
@@ -99,8 +99,8 @@ var ruleKeys = func() keys[rule] {
 		},
 		"mark": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			mark, ok := d.number(at, n, 1, 1<<32-1)
-			if ok && mark&ownedMarks != 0 {
-				d.errorf(n.Line, "%s: 0x%08x touches 0x%08x, the bits that sidegate itself uses; choose other bits", at, mark, ownedMarks)
+			if ok && mark&OwnedMarks != 0 {
+				d.errorf(n.Line, "%s: 0x%08x touches 0x%08x, the bits that sidegate itself uses; choose other bits", at, mark, OwnedMarks)
 			}
 			r.Mark, r.mark = mark, n.Line
 		},

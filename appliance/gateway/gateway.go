@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/admin"
+	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/dns"
 	"sidegate/appliance/netstate"
@@ -255,6 +256,7 @@ func (g *gateway) proxyOptions(plan *Plan, v proxy.Verdicts) proxy.Options {
 		Outbounds:   &g.outbounds,
 		Log:         g.log,
 		Mark:        uint32(datapath.MarkOwn),
+		RuleMarks:   ^uint32(config.OwnedMarks),
 		DialTimeout: c.HandshakeTimeout,
 		HalfClosed:  c.HalfClosed,
 		UDPIdle:     c.UDPIdle,

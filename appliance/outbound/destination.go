@@ -15,6 +15,9 @@ type Destination struct {
 	// Name, when set, is what a proxy upstream is told instead of the address: a DNS name of 1 to 255
 	// bytes. The port is always Addr's. Direct ignores it: the flow goes to the address.
 	Name string
+	// Mark is OR-ed to the firewall mark that Options.Control gave the socket, which then goes the way of
+	// the flow's other packets. Only direct heeds it: what goes to a proxy is not to be routed as the flow.
+	Mark uint32
 }
 
 // String is the name, or the address, with the port. A name that is none, which a client may have

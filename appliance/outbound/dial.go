@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -49,6 +52,28 @@ func (o Options) dialer() *net.Dialer {
 	// An MPTCP socket cannot be spliced into a sockmap and gains nothing on one path.
 	d.SetMultipathTCP(false)
 	return d
+}
+
+// marking is Control, followed by more bits of the firewall mark (SO_MARK in socket(7); it needs CAP_NET_ADMIN).
+func (o Options) marking(bits uint32) func(network, address string, c syscall.RawConn) error {
+	return func(network, address string, c syscall.RawConn) error {
+		if o.Control != nil {
+			if err := o.Control(network, address, c); err != nil {
+				return err
+			}
+		}
+		var failed error
+		err := c.Control(func(fd uintptr) {
+			var mark int
+			if mark, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK); failed == nil {
+				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark|int(bits))
+			}
+		})
+		if err = errors.Join(err, failed); err != nil {
+			return fmt.Errorf("marking the socket with %#x: %w", bits, err)
+		}
+		return nil
+	}
 }
 
 // dialNameserver opens the socket of one query. The resolver heeds its context only between queries:

@@ -26,7 +26,13 @@ func (d *direct) DialTCP(ctx context.Context, to Destination) (net.Conn, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.options.timeout())
 	defer cancel()
-	c, err := d.dialer.DialTCP(ctx, "tcp", netip.AddrPort{}, unmap(to.Addr))
+	dialer := d.dialer
+	if to.Mark != 0 {
+		marked := *d.dialer
+		marked.Control = d.options.marking(to.Mark)
+		dialer = &marked
+	}
+	c, err := dialer.DialTCP(ctx, "tcp", netip.AddrPort{}, unmap(to.Addr))
 	if err != nil {
 		return nil, fmt.Errorf("dialing %s directly: %w", to.Addr, bare(err))
 	}

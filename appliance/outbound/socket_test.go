@@ -136,6 +136,50 @@ func TestSockets(t *testing.T) {
 	}
 }
 
+// TestDestinationMark: a destination's mark comes on top of the options' own, and only where the flow's own packets are
+// to go the way that it stands for.
+func TestDestinationMark(t *testing.T) {
+	needNamespaces(t)
+	noLeaks(t)
+	server := serve(t, "127.0.0.2:0", func(c *net.TCPConn) {
+		io.WriteString(c, socksConnected)
+		io.Copy(io.Discard, c)
+	})
+	var r recorder
+	for _, c := range []struct {
+		through string
+		control func(network, address string, c syscall.RawConn) error
+		mark    uint32
+		want    int
+	}{
+		{"direct", r.control, 0x10000104, testMark | 0x10000104},
+		{"direct", r.control, 0, testMark},
+		{"direct", nil, 0x104, 0x104},
+		{"hk", r.control, 0x104, testMark},
+	} {
+		o := Options{Control: c.control}
+		set, err := NewSet(o, mustNew(t, "socks5://"+server.String(), Credentials{}, o))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := set.Outbound(c.through)
+		conn, err := out.DialTCP(t.Context(), Destination{Addr: server, Mark: c.mark})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			if got := option(t, int(fd), unix.SOL_SOCKET, unix.SO_MARK); got != c.want {
+				t.Errorf("%s to a destination with the mark %#x: the socket has %#x, want %#x", c.through, c.mark, got, c.want)
+			}
+		})
+		conn.Close()
+	}
+}
+
 // TestLookupIsMarkedAndBounded has a nameserver that never answers.
 func TestLookupIsMarkedAndBounded(t *testing.T) {
 	needNamespaces(t)

@@ -48,8 +48,9 @@ type Route struct {
 	// connects to the destination itself and relays; for UDP, which the kernel can take over, that it
 	// forwards the flow from now on, and that what is here already is sent on in the client's name.
 	Outbound string
-	// Mark is the firewall mark of the datagrams that are sent on in the client's name: what the kernel
-	// gives those that it forwards, so that all go the same way. 0: Options.Mark.
+	// Mark is the firewall mark that the kernel gives the packets of a direct flow. The datagrams that are
+	// sent on in the client's name have it, or Options.Mark if it is 0; of a TCP connection that this box
+	// makes in the client's place, it adds what is of Options.RuleMarks. So all of a rule go the same way.
 	Mark uint32
 	// Name is what a proxy upstream is told instead of the address, "" for the address. TCP only.
 	Name string
@@ -72,6 +73,8 @@ type Options struct {
 	// Mark is the firewall mark (SO_MARK) of the sockets that face the clients, so that the datapath
 	// knows them as the daemon's own. 0: none.
 	Mark uint32
+	// RuleMarks are the bits of Route.Mark that the policy's rules choose, and not the datapath. 0: none.
+	RuleMarks uint32
 
 	DialTimeout  time.Duration // bounds deciding on a sniffed connection and reaching an outbound; 0: 10 s
 	SniffTimeout time.Duration // how long to wait for a name in the first bytes; 0: 300 ms

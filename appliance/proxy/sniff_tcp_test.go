@@ -15,12 +15,17 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/outbound"
 	"sidegate/appliance/policy"
@@ -216,6 +221,48 @@ func TestSniffTCPPieces(t *testing.T) {
 				t.Errorf("%d bytes came back of %d, or others, %v", len(got), len(c.first)+len(last), err)
 			}
 		})
+	}
+}
+
+// A connection that this box makes in the client's place goes the way that the rule's mark stands for, and is marked as
+// the daemon's own as ever; what the datapath itself marks a flow with is none of its business.
+func TestSniffTCPMark(t *testing.T) {
+	r := newNetwork(t)
+	set, err := outbound.NewSet(outbound.Options{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(testMark)) })
+		return err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct, _ := set.Outbound(policy.OutboundDirect)
+	r.serve(Options{RuleMarks: 0xf0ffffff}, map[string]outbound.Outbound{policy.OutboundDirect: direct})
+	(*namespace)(nil).run(t, `nft -f - <<END
+table inet look {
+	set seen { type mark; flags dynamic; }
+	chain output { type filter hook output priority 0; oifname "wan" tcp flags syn / syn,ack add @seen { meta mark }; }
+}
+END`)
+	server := r.tcpServer(netip.AddrPortFrom(server4, 0), func(c *net.TCPConn) { io.Copy(c, onlyReader{c}) })
+	for _, mark := range []uint32{0x04000000, 0x14000107} {
+		r.verdicts.sniffTo(Route{Outbound: policy.OutboundDirect, Mark: mark})
+		client := r.dial(server)
+		defer client.Close()
+		if err := roundTrip(client, "SSH-2.0-hello"); err != nil {
+			t.Error(err)
+		}
+	}
+	out, err := exec.Command("nft", "list", "set", "inet", "look", "seen").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint32{0x02000000, 0x12000107} {
+		if !strings.Contains(string(out), fmt.Sprintf("%#08x", want)) {
+			t.Errorf("no connection had the mark %#08x: %s", want, out)
+		}
+	}
+	if n := strings.Count(string(out), "0x"); n != 2 {
+		t.Errorf("connections had %d marks, want 2: %s", n, out)
 	}
 }
 

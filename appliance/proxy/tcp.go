@@ -293,7 +293,9 @@ func (c *connection) dial(ctx context.Context, client *net.TCPConn, route Route)
 		return nil, NoOutbound
 	}
 	c.traffic = server.traffic(route.Outbound)
-	upstream, err := out.DialTCP(within, outbound.Destination{Addr: c.destination, Name: route.Name})
+	upstream, err := out.DialTCP(within, outbound.Destination{
+		Addr: c.destination, Name: route.Name, Mark: route.Mark & server.options.RuleMarks,
+	})
 	if err != nil {
 		if ctx.Err() == nil {
 			c.traffic.failed(server.log, err)
