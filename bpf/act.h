@@ -128,11 +128,14 @@ static __always_inline int without_listener(struct __sk_buff *skb, const struct 
 		count_reason(REASON_NO_LISTENER);
 		return p->tcp_flags & TCP_RST || p->fragment ? TCX_DROP : reject_tcp(skb, p);
 	}
-	if (on_failure == ON_FAILURE_DIRECT && p->key.protocol == IPPROTO_UDP) {
-		flow->verdict = VERDICT_DIRECT;
-		return pass_marked(skb, flow->mark);
+	if (on_failure != ON_FAILURE_DIRECT || p->key.protocol != IPPROTO_UDP)
+		return drop(REASON_NO_LISTENER);
+	if (flow->verdict == VERDICT_SNIFF && flow->decided == VERDICT_BLOCK) {
+		flow->verdict = VERDICT_BLOCK;
+		return drop(REASON_RULE_BLOCK);
 	}
-	return drop(REASON_NO_LISTENER);
+	flow->verdict = VERDICT_DIRECT;
+	return pass_marked(skb, flow->mark);
 }
 
 static __always_inline int to_listener(struct __sk_buff *skb, const struct packet *p,

@@ -112,6 +112,7 @@ static __noinline __u32 flow_decide(struct __sk_buff *skb, const struct packet *
 	flow->verdict = decision.action.verdict;
 	flow->reject = decision.action.reject;
 	flow->dscp = facts.dscp;
+	flow->decided = decision.action.verdict;
 	__builtin_memcpy(flow->client_mac, mac, sizeof(mac));
 	if (decision.doubtful && can_sniff(skb, p) &&
 	    (on_failure != ON_FAILURE_DIRECT || has_listener(p, VERDICT_SNIFF)))
@@ -209,19 +210,23 @@ __noinline int question(struct __sk_buff *skb, const struct packet *p)
 		.mark = MARK_DIRECT,
 		.rule = RULE_DEFAULT,
 	};
+	int result;
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
 	if (is_resolver(&p->key.source))
 		return pass_marked(skb, MARK_DIRECT);
-	if (p->key.protocol == IPPROTO_TCP && !opens_tcp(p))
-		return unseen_tcp(skb, p);
+	if (is_published(p)) /* a name server's answer to a resolver that asks from this port */
+		return pass();
 	if (on_failure == ON_FAILURE_DIRECT && !has_listener(p, VERDICT_DNS))
 		return is_own(&p->key.destination) ? pass() : pass_marked(skb, MARK_DIRECT);
-	remember_asker(skb, p);
-	if (p->key.protocol == IPPROTO_TCP)
-		return proxy_tcp(skb, p, &flow);
-	return to_listener(skb, p, &flow);
+	/* a SYN cookie leaves no socket: the listener knows its own, and resets what it does not */
+	if (p->key.protocol == IPPROTO_TCP && tcp_socket_state(skb, p))
+		return steer(skb);
+	result = to_listener(skb, p, &flow);
+	if (result == TCX_NEXT)
+		remember_asker(skb, p);
+	return result;
 }
 
 /* Whose listener a packet is for that the kernel delivers locally: VERDICT_INVALID if not ours. */

@@ -18,7 +18,12 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 link_length)
 	struct packet p = {};
 	int result;
 
-	switch (parse(skb, &p, link_length)) {
+	result = parse(skb, &p, link_length);
+	if (p.on_link) /* but a resolver may be told by such an address (RFC 8106) */
+		return result == PARSED_FLOW && !p.fragment && is_question(&p.key) ?
+			       question(skb, &p) :
+			       pass();
+	switch (result) {
 	case PARSED_DROP:
 		return drop(p.reason);
 	case PARSED_FLOW:

@@ -210,10 +210,10 @@ struct {
 	__type(value, struct action);
 } actions SEC(".maps");
 
-/* The rules that have the outbound of a rule. */
+/* The rules that lead a flow where a rule, or in the last row the default, does. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, RULE_DEFAULT);
+	__uint(max_entries, RULE_DEFAULT + 1);
 	__type(key, __u32);
 	__type(value, struct bits);
 } alike SEC(".maps");

@@ -33,6 +33,7 @@ struct packet {
 	__u8 dscp;
 	__u8 fragment; /* enum fragment_part */
 	__u8 tcp_flags;
+	__u8 on_link; /* from or to a link-local address: nothing that is forwarded */
 };
 
 #define TCP_FIN 0x01
@@ -239,8 +240,9 @@ static __always_inline enum parsed parse_ipv6(struct __sk_buff *skb, struct pack
 		p->end = skb->len;
 	if (p->end > skb->len)
 		return parse_drop(p, REASON_TRUNCATED);
-	if (!ipv6_is_routable(&ip.daddr) || !ipv6_is_routable(&ip.saddr))
+	if (bpf_ntohl(ip.daddr.in6_u.u6_addr32[0]) >> 24 == 0xff)
 		return PARSED_PASS;
+	p->on_link = !ipv6_is_routable(&ip.daddr) || !ipv6_is_routable(&ip.saddr);
 	/* mapped addresses are no wire format (RFC 4291 §2.5.5.2), and here they mean IPv4 */
 	if (ipv6_is_mapped(&ip.daddr) || ipv6_is_mapped(&ip.saddr))
 		return parse_drop(p, REASON_MALFORMED);

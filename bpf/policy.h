@@ -182,17 +182,16 @@ static __always_inline __u32 first_rule(const struct rows *r)
 }
 
 /*
- * Might the flow's one true name lead it to another outbound? Whatever the name, the deciding rule is
+ * Might the flow's one true name lead it elsewhere? Whatever the name, the deciding rule is
  * one of those that some name permits, and does not come after the first that every name permits: so
- * these must have one outbound (policy.Tables.Doubtful).
+ * these must lead to one place (policy.Tables.Doubtful).
  */
 static __always_inline bool is_doubtful(const struct rows *r, const struct name *name)
 {
 	__u32 class = name->class;
 	struct bits *certain = bpf_map_lookup_elem(&certain_bits, &class);
 	struct bits *same = NULL;
-	__u32 first = RULE_DEFAULT, last = RULE_DEFAULT;
-	struct action *action, *fallback;
+	__u32 first = 0, fallback = RULE_DEFAULT;
 
 	if (!certain)
 		return false;
@@ -214,9 +213,10 @@ static __always_inline bool is_doubtful(const struct rows *r, const struct name 
 		if (sure)
 			return false;
 	}
-	action = bpf_map_lookup_elem(&actions, &first);
-	fallback = bpf_map_lookup_elem(&actions, &last);
-	return action && fallback && action->outbound != fallback->outbound;
+	if (!same)
+		return false;
+	same = bpf_map_lookup_elem(&alike, &fallback);
+	return same && first < RULE_DEFAULT && !(same->w[first / 64] >> (first % 64) & 1);
 }
 
 static __always_inline void decide(const struct facts *f, struct decision *d)

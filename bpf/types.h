@@ -118,7 +118,8 @@ struct flow {
 	__u8 reject; /* block answers */
 	__u8 client_mac[6]; /* zero where the link has none */
 	__u8 dscp; /* of the first packet */
-	__u8 pad[4];
+	__u8 decided; /* enum verdict: what the policy says where nothing is sniffed */
+	__u8 pad[3];
 };
 
 #define RULE_DEFAULT 1024
@@ -179,7 +180,7 @@ struct name_key {
  * lives exactly as long as the flows that were decided by it.
  */
 struct lessons {
-	__u8 text[1024]; /* appliance/datapath/lessons.go */
+	__u8 text[1024]; /* appliance/datapath/book.go */
 };
 
 /* --- one generation of the policy --- */

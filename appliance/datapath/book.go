@@ -154,8 +154,8 @@ func (b *book) expire(now, life time.Duration, used map[gatewayNameKey]bool) (ch
 	for _, client := range b.pupils {
 		for _, p := range client.pages {
 			if used[p.key] {
-				p.prolong(now + life)
-				continue
+				p.prolong(now, life)
+				client.order.MoveToBack(p.place)
 			}
 			before := len(p.lessons)
 			p.lessons = slices.DeleteFunc(p.lessons, func(l lesson) bool { return l.expires <= now })
@@ -171,11 +171,15 @@ func (b *book) expire(now, life time.Duration, used map[gatewayNameKey]bool) (ch
 	return changed
 }
 
+// prolonged bounds how long flows keep a name that is not asked for again: longer, and an address that is always in use
+// would never forget one.
+const prolonged = 24 * time.Hour
+
 // prolong lets what was learned by DNS live on. What was only read from a flow is one name of perhaps many.
-func (p *page) prolong(until time.Duration) {
+func (p *page) prolong(now, life time.Duration) {
 	for i := range p.lessons {
-		if p.lessons[i].source == FromDNS {
-			p.lessons[i].expires = max(p.lessons[i].expires, until)
+		if l := &p.lessons[i]; l.source == FromDNS && now-l.learned < prolonged {
+			l.expires = max(l.expires, now+life)
 		}
 	}
 }
@@ -191,8 +195,15 @@ func (k *knowledge) add(p *page) {
 	k.open = k.open || p.full
 	for _, l := range p.lessons {
 		if l.source == FromDNS {
-			k.sets = append(k.sets, l.names)
+			k.addSet(l.names)
 		}
+	}
+}
+
+// addSet leaves out what another client knows just so.
+func (k *knowledge) addSet(names []string) {
+	if !slices.ContainsFunc(k.sets, func(set []string) bool { return slices.Equal(set, names) }) {
+		k.sets = append(k.sets, names)
 	}
 }
 
@@ -215,13 +226,15 @@ func (b *book) of(key gatewayNameKey, trust bool) knowledge {
 	for _, l := range p.lessons {
 		if l.source == FromSniffing && !k.has(l.names[0]) {
 			k.open = k.open || !trust || !l.direct
-			k.sets = append(k.sets, l.names)
+			k.addSet(l.names)
 		}
 	}
 	if !asked {
 		shared := b.shared(key.Address)
 		k.open = k.open || shared.open
-		k.sets = append(k.sets, shared.sets...)
+		for _, names := range shared.sets {
+			k.addSet(names)
+		}
 	}
 	return k
 }

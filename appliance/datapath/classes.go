@@ -2,7 +2,6 @@ package datapath
 
 import (
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -10,8 +9,12 @@ import (
 	"sidegate/appliance/policy"
 )
 
-// Rows of name_bits beyond the two fixed ones: distinct effects of sets of names.
-const maxNameClasses = 8192
+// Rows of name_bits beyond the two fixed ones: distinct effects of sets of names. Some are kept for single names, without
+// which nothing at all would be known of an address.
+const (
+	maxNameClasses    = 8192
+	singleNameClasses = 2048
+)
 
 // nameClasses are the rows that a generation has for sets of names, each made when the first such set is met.
 type nameClasses struct {
@@ -33,7 +36,7 @@ func newNameClasses(t *policy.NameTable, any, each *ebpf.Map) *nameClasses {
 // of is what the programs know an address by of which this is known; without any name it is unknown. It is not ok if there
 // are more effects than rows.
 func (c *nameClasses) of(k knowledge) (_ gatewayName, ok bool, err error) {
-	union, common := c.table.Bits(slices.Concat(k.sets...)), c.table.Common(k.sets)
+	union, common := c.table.Bits(k.sets...), c.table.Common(k.sets...)
 	if k.open {
 		common = c.table.Unknown // a name that we do not know need not have what those have in common
 	}
@@ -45,7 +48,11 @@ func (c *nameClasses) of(k knowledge) (_ gatewayName, ok bool, err error) {
 	defer c.mu.Unlock()
 	class, known := c.rows[[2]policy.Bits{union, common}]
 	if !known {
-		if class = c.next; class >= 2+maxNameClasses {
+		limit := policy.Class(2 + maxNameClasses)
+		if len(k.sets) > 1 {
+			limit -= singleNameClasses
+		}
+		if class = c.next; class >= limit {
 			return gatewayName{}, false, nil
 		}
 		if err := c.each.Put(class, gatewayBits{W: common}); err != nil {
@@ -69,7 +76,11 @@ func (g *generation) setNames(key gatewayNameKey, b *book) error {
 	if err := g.setName(key, b.of(key, g.desired.TrustSniffed)); err != nil {
 		return err
 	}
-	return g.setName(gatewayNameKey{Address: key.Address}, b.shared(key.Address))
+	shared := b.shared(key.Address)
+	if g.desired.Sniff == SniffUnknown && len(shared.sets) > 0 {
+		shared.open = true // who knows nothing of an address resolves elsewhere, and may know it by another name
+	}
+	return g.setName(gatewayNameKey{Address: key.Address}, shared)
 }
 
 func (g *generation) setName(key gatewayNameKey, k knowledge) error {
@@ -79,6 +90,12 @@ func (g *generation) setName(key gatewayNameKey, k knowledge) error {
 	name, ok, err := g.names.of(k)
 	if err != nil {
 		return err
+	}
+	if last := len(k.sets) - 1; !ok && last > 0 && g.desired.Sniff == SniffOff {
+		// without sniffing, one name is better than none
+		if name, ok, err = g.names.of(knowledge{sets: k.sets[last:]}); err != nil {
+			return err
+		}
 	}
 	if k.open || !ok {
 		name.Flags = uint32(gatewayNameFlagNAME_ANY)

@@ -100,6 +100,7 @@ type Datapath struct {
 
 	mu         sync.RWMutex
 	generation *generation // nil before the first Apply
+	applied    *Desired    // by the last Apply that succeeded
 	links      *links
 	rules      map[uint32][]string
 	history    counters // of generations that are gone
@@ -181,8 +182,12 @@ func (d *Datapath) Apply(ctx context.Context, want Desired) error {
 			d.learning.unfollow(next)
 			next.Close()
 		}
+		if d.applied != nil { // what was changed before the failure goes back
+			err = errors.Join(err, d.state.setOwnAddresses(d.applied.OwnAddresses), d.state.setResolvers(d.applied.Resolvers))
+		}
 		return err
 	}
+	d.applied = &want
 	return nil
 }
 

@@ -82,18 +82,18 @@ func (l *learning) asked(key gatewayNameKey) (names []string) {
 	return names
 }
 
-// chain is a sniffed name with the aliases that the client was told of it.
-func (l *learning) chain(key gatewayNameKey, name string) []string {
+// aliases are those that the client was told of a name.
+func (l *learning) aliases(key gatewayNameKey, name string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p := l.book.page(key); p != nil {
 		for _, lesson := range p.lessons {
 			if lesson.source == FromDNS && lesson.names[0] == name {
-				return lesson.names
+				return lesson.names[1:]
 			}
 		}
 	}
-	return []string{name}
+	return nil
 }
 
 // Decide asks the policy again about a flow whose name the first bytes told, and puts the answer into the flow's
@@ -138,7 +138,10 @@ func settledVerdict(network policy.Network, outbound string) gatewayVerdict {
 func (d *Datapath) again(a Assignment, name string, s *gatewaySettlement) string {
 	g := d.generation
 	f := a.Facts
-	f.Names = d.learning.chain(gatewayNameKey{Client: a.client, Address: a.key.Destination}, name)
+	f.Names = []string{name}
+	if aliases := d.learning.aliases(gatewayNameKey{Client: a.client, Address: a.key.Destination}, name); aliases != nil {
+		f.Aliases = map[string][]string{name: aliases}
+	}
 	f.Interface = g.interfaceAt(a.entry.Interface)
 	decided := g.tables.Match(f)
 	action := g.tables.Default

@@ -111,7 +111,8 @@ type gatewayFlow struct {
 	Reject     uint8
 	ClientMac  [6]uint8
 	Dscp       uint8
-	Pad        [4]uint8
+	Decided    uint8
+	Pad        [3]uint8
 }
 
 type gatewayFlowKey struct {

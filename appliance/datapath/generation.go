@@ -160,7 +160,7 @@ func (g *generation) setSizes(spec *ebpf.CollectionSpec) error {
 		gatewayMapNameBits:            g.nameRows(2 + maxNameClasses),
 		gatewayMapCertainBits:         g.nameRows(2 + maxNameClasses),
 		gatewayMapNames:               g.nameRows(2 * maxPages),
-		gatewayMapAlike:               len(t.Rules),
+		gatewayMapAlike:               ruleDefault + 1,
 	} {
 		m, ok := spec.Maps[name]
 		if !ok {
@@ -214,10 +214,11 @@ func (g *generation) fill() error {
 }
 
 func (g *generation) alike() []policy.Bits {
-	rows := make([]policy.Bits, len(g.tables.Rules))
-	for i := range rows {
+	rows := make([]policy.Bits, ruleDefault+1)
+	for i := range g.tables.Rules {
 		rows[i] = g.tables.Alike(i)
 	}
+	rows[ruleDefault] = g.tables.Alike(-1)
 	return rows
 }
 

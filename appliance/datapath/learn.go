@@ -37,14 +37,15 @@ type Lesson struct {
 type learning struct {
 	mu          sync.Mutex
 	book        *book
-	durable     *ebpf.Map     // learned: what a successor starts from
-	askers      *ebpf.Map     // address → MAC
-	generations []*generation // whose names follow: the one in force, and one that is being built
+	durable     *ebpf.Map               // learned: what a successor starts from
+	askers      *ebpf.Map               // address → MAC
+	generations []*generation           // whose names follow: the one in force, and one that is being built
+	unpublished map[gatewayNameKey]bool // pages that the maps do not have as they are
 }
 
 // openLearning takes over what a predecessor knew.
 func openLearning(m *gatewayMaps) (*learning, error) {
-	l := &learning{book: newBook(), durable: m.Learned, askers: m.Askers}
+	l := &learning{book: newBook(), durable: m.Learned, askers: m.Askers, unpublished: map[gatewayNameKey]bool{}}
 	now, err := sinceBoot()
 	if err != nil {
 		return nil, err
@@ -52,7 +53,8 @@ func openLearning(m *gatewayMaps) (*learning, error) {
 	var key gatewayNameKey
 	var value gatewayLessons
 	var damaged []gatewayNameKey
-	for entries := m.Learned.Iterate(); entries.Next(&key, &value); {
+	entries := m.Learned.Iterate()
+	for entries.Next(&key, &value) {
 		var p page
 		if p.decode(&value) != nil {
 			damaged = append(damaged, key)
@@ -60,7 +62,10 @@ func openLearning(m *gatewayMaps) (*learning, error) {
 		}
 		kept := l.book.add(key)
 		kept.lessons, kept.full = p.lessons, p.full
-		kept.prolong(now + nameLife) // it is not written down when a name is asked for again
+		kept.prolong(now, nameLife) // it is not written down when a name is asked for again
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("reading the names that are known: %w", err)
 	}
 	for _, key := range damaged {
 		l.durable.Delete(key)
@@ -120,14 +125,24 @@ func (l *learning) clientAt(a netip.Addr) gatewayClientKey {
 func (l *learning) learn(key gatewayNameKey, learned lesson) error {
 	changed, forgotten := l.book.learn(key, learned)
 	for _, gone := range forgotten {
-		if err := l.publish(gone); err != nil {
-			return err
-		}
+		l.unpublished[gone] = true
+		_ = l.publish(gone) // it makes room; if it fails the sweep tries again
 	}
-	if !changed {
+	if changed {
+		l.unpublished[key] = true
+	}
+	if !l.unpublished[key] {
 		return nil
 	}
 	return l.publish(key)
+}
+
+// publishAll makes the maps equal to the book. What fails is tried again the next time.
+func (l *learning) publishAll() (err error) {
+	for key := range l.unpublished {
+		err = errors.Join(err, l.publish(key))
+	}
+	return err
 }
 
 // publish writes a page, or that there is none any more, and what all clients together know of its address.
@@ -145,6 +160,7 @@ func (l *learning) publish(key gatewayNameKey) error {
 			return err
 		}
 	}
+	delete(l.unpublished, key)
 	return nil
 }
 
@@ -201,11 +217,9 @@ func (l *learning) sweep(used map[gatewayNameKey]bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, key := range l.book.expire(now, nameLife, used) {
-		if err := l.publish(key); err != nil {
-			return err
-		}
+		l.unpublished[key] = true
 	}
-	return nil
+	return l.publishAll()
 }
 
 // KnownName is one name by which a client knows an address.

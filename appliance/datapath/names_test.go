@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"sidegate/appliance/policy"
 )
 
@@ -67,11 +69,20 @@ func quicInitial(src, dst string) packet {
 	return p
 }
 
+// ask sends a question, so that its client's MAC is known. Of a fragment, for a whole one is assigned, which no test run can.
+func ask(t testing.TB, d *Datapath, question packet) {
+	t.Helper()
+	question.fragment = &fragmentV{id: 7, more: true}
+	if r := d.run(t, question.bytes()); r.mark != uint32(gatewayMarkMARK_PROXY) {
+		t.Fatalf("the question of %v is not ours: code %d, mark %#x", question.src, r.code, r.mark)
+	}
+}
+
 // TestNamesDecide: by client, then by anybody; and whoever asks over one family is known over the other.
 func TestNamesDecide(t *testing.T) {
 	d := opened(t)
 	apply(t, d, Desired{Policy: namesPolicy(t), DNS: udpListener(t), Sniff: SniffAmbiguous})
-	d.run(t, from(laptop, udpPacket("192.168.0.3:5000", "8.8.8.8:53")).bytes()) // makes the laptop's MAC known
+	ask(t, d, from(laptop, udpPacket("192.168.0.3:5000", "8.8.8.8:53")))
 	learn(t, d, "192.168.0.3", "www.far.test", "2001:db8::7")
 	learn(t, d, "192.168.0.3", "www.far.test", "203.0.113.7")
 	learn(t, d, "192.168.0.4", "near.test", "203.0.113.8")
@@ -210,8 +221,8 @@ func TestQuestions(t *testing.T) {
 	if flows, err := d.Flows(); err != nil || len(flows) != 0 {
 		t.Errorf("questions left %d flows, %v", len(flows), err)
 	}
-	if mac, index := d.Asker(netip.MustParseAddr("192.168.0.3")); mac != (policy.MAC{}) || index == 0 {
-		t.Errorf("the last question of 192.168.0.3 came from %v by %d", mac, index)
+	if mac, index := d.Asker(netip.MustParseAddr("192.168.0.3")); mac != laptop || index == 0 {
+		t.Errorf("192.168.0.3 is %v, by %d", mac, index)
 	}
 	if mac, _ := d.Asker(netip.MustParseAddr("fd00::3")); mac != laptop {
 		t.Errorf("fd00::3 is %v", mac)
@@ -374,6 +385,119 @@ func TestDecidedByOtherNames(t *testing.T) {
 		if outbound, _, err := d.Decide(a, "near.test"); err != nil || outbound != policy.OutboundDirect {
 			t.Fatalf("%s, %v", outbound, err)
 		}
+	}
+}
+
+// TestNamesOfOthers: with sniff: unknown, what others know of an address does not speak for who resolves elsewhere.
+func TestNamesOfOthers(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: namesPolicy(t), Sniff: SniffUnknown})
+	learn(t, d, "192.168.0.77", "near.test", "203.0.113.9")
+	if got := verdictOf(t, d, from(laptop, synPacket("192.168.0.3:5000", "203.0.113.9:443"))); got != gatewayVerdictVERDICT_SNIFF {
+		t.Errorf("who has asked nothing: verdict %d", got)
+	}
+	if got := verdictOf(t, d, synPacket("192.168.0.77:5000", "203.0.113.9:443")); got != gatewayVerdictVERDICT_DIRECT {
+		t.Errorf("who has asked: verdict %d", got)
+	}
+}
+
+// TestNamesAndNot: a name that a rule excludes stays excluded behind its alias.
+func TestNamesAndNot(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "abroad", "hk", "!domain_suffix", "cn.test")}}
+	apply(t, d, Desired{Policy: p, Sniff: SniffAmbiguous})
+	l := lessonOf("192.168.0.3", "www.cn.test", "203.0.113.9")
+	l.Names = append(l.Names, "edge.cdn.test")
+	if err := d.Learn(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if got := verdictOf(t, d, synPacket("192.168.0.3:5000", "203.0.113.9:443")); got != gatewayVerdictVERDICT_DIRECT {
+		t.Errorf("verdict %d", got)
+	}
+}
+
+// TestNamesAndMarks: a mark is another way, too.
+func TestNamesAndMarks(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "vpn", "direct", "domain", "vpn.test")}}
+	p.Rules[0].Mark = 0x100
+	apply(t, d, Desired{Policy: p, Sniff: SniffUnknown})
+	if got := verdictOf(t, d, synPacket("192.168.0.3:5000", "203.0.113.9:443")); got != gatewayVerdictVERDICT_SNIFF {
+		t.Errorf("without a name: verdict %d", got)
+	}
+	learn(t, d, "192.168.0.3", "vpn.test", "203.0.113.10")
+	if got := verdictOf(t, d, synPacket("192.168.0.3:5000", "203.0.113.10:443")); got != gatewayVerdictVERDICT_DIRECT {
+		t.Errorf("by its name: verdict %d", got)
+	}
+	learn(t, d, "192.168.0.3", "near.test", "203.0.113.10")
+	if got := verdictOf(t, d, synPacket("192.168.0.3:5000", "203.0.113.10:443")); got != gatewayVerdictVERDICT_SNIFF {
+		t.Errorf("by two: verdict %d", got)
+	}
+}
+
+// TestLearnAgain: what the kernel did not take is not claimed to be known when it is asked for again.
+func TestLearnAgain(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: namesPolicy(t)})
+	good := d.learning.durable
+	bad, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bad.Close()
+	d.learning.durable = bad // as if the kernel had no memory for a moment
+	if err := d.Learn(t.Context(), lessonOf("192.168.0.3", "bad.test", "203.0.113.9")); err == nil {
+		t.Fatal("it was learned")
+	}
+	if err := d.Learn(t.Context(), lessonOf("192.168.0.3", "bad.test", "203.0.113.9")); err == nil {
+		t.Fatal("it was learned the second time")
+	}
+	d.learning.durable = good
+	learn(t, d, "192.168.0.3", "bad.test", "203.0.113.9")
+	if got := verdictOf(t, d, synPacket("192.168.0.3:5000", "203.0.113.9:443")); got != gatewayVerdictVERDICT_BLOCK {
+		t.Errorf("verdict %d", got)
+	}
+}
+
+// TestSniffedWithoutDaemon: what was blocked but for its first bytes stays so when nobody can read them.
+func TestSniffedWithoutDaemon(t *testing.T) {
+	d := opened(t)
+	listener, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, d, Desired{
+		Policy: namesPolicy(t), Sockets: Sockets{UDP4: listener.(*net.UDPConn)}, Sniff: SniffAmbiguous, OnFailure: policy.Direct,
+	})
+	for address, names := range map[string][]string{"203.0.113.8": {"near.test", "www.far.test"}, "203.0.113.9": {"bad.test", "near.test"}} {
+		for _, name := range names {
+			learn(t, d, "192.168.0.3", name, address)
+		}
+		d.run(t, quicInitial("192.168.0.3:5000", address+":443").bytes())
+	}
+	listener.Close()
+	for address, want := range map[string]int32{"203.0.113.8": tcxNext, "203.0.113.9": tcxDrop} {
+		for range 2 {
+			if r := d.run(t, quicInitial("192.168.0.3:5000", address+":443").bytes()); r.code != want {
+				t.Errorf("%s: code %d, want %d", address, r.code, want)
+			}
+		}
+	}
+}
+
+// TestQuestionsOnLink: a resolver may be told by a link-local address (RFC 8106): who asks there is known too, and
+// nothing else on the link is touched.
+func TestQuestionsOnLink(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "block"}, DNS: udpListener(t)})
+	if r := d.run(t, from(laptop, udpPacket("[fe80::3]:5000", "[fe80::1]:53")).bytes()); r.code != tcxDrop {
+		t.Errorf("it was not given to the listener, which a test run refuses: code %d", r.code)
+	}
+	if n := d.drops(t, gatewayReasonREASON_ASSIGN_FAILED); n != 1 {
+		t.Errorf("%d packets were given to the listener", n)
+	}
+	if r := d.run(t, from(laptop, udpPacket("[fe80::3]:5000", "[fe80::1]:5353")).bytes()); r.code != tcxNext || r.mark != 0 {
+		t.Errorf("another port: code %d, mark %#x", r.code, r.mark)
 	}
 }
 

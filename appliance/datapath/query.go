@@ -6,15 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
-	"strings"
 
 	"sidegate/appliance/policy"
 )
 
 // query runs policy_query: the very code that decides packets, on facts instead of a packet.
 func (g *generation) query(f policy.Flow) (Answer, error) {
-	name, err := g.nameOf(f.Names)
+	name, err := g.nameOf(f.NameSets())
 	if err != nil {
 		return Answer{}, err
 	}
@@ -119,15 +117,11 @@ func (g *generation) nameFor(key gatewayNameKey) (name gatewayName) {
 }
 
 // nameOf is what the programs would find for these names, whoever sniffs.
-func (g *generation) nameOf(names []string) (gatewayName, error) {
-	if !slices.ContainsFunc(names, func(name string) bool { return strings.Trim(name, ".") != "" }) {
+func (g *generation) nameOf(sets [][]string) (gatewayName, error) {
+	if sets == nil {
 		return gatewayName{Flags: uint32(gatewayNameFlagNAME_ANY)}, nil
 	}
-	var k knowledge
-	for _, name := range names {
-		k.sets = append(k.sets, []string{name})
-	}
-	name, ok, err := g.names.of(k)
+	name, ok, err := g.names.of(knowledge{sets: sets})
 	if err == nil && !ok {
 		err = fmt.Errorf("names lead to more than %d different sets of rules", maxNameClasses)
 	}

@@ -121,6 +121,15 @@ func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, names map[gate
 	if err != nil {
 		return nil, nil, err
 	}
+	err = eachFlow(s.maps.CrowdFlows, func(k gatewayFlowKey, v gatewayFlow) {
+		if c.since(now, v.LastSeen) <= idleLimit(k, v) {
+			used[v.Generation] = true
+			names[gatewayNameKey{Client: clientOf(k, v), Address: k.Destination}] = true
+		}
+	})
+	if err != nil {
+		return nil, nil, err
+	}
 	over = append(over, s.overfull(held)...)
 	if err := deleteFlows(s.maps.Flows, over); err != nil {
 		return nil, nil, err

@@ -150,7 +150,11 @@ func asksFacts(matches []policy.Rule) bool {
 
 // about is what of a rule's flow is known of a name and, in an answer, of one of its addresses.
 func about(names []string, address netip.Addr) policy.Flow {
-	return policy.Flow{Names: names, Destination: netip.AddrPortFrom(address, 0)}
+	f := policy.Flow{Names: names[:1], Destination: netip.AddrPortFrom(address, 0)}
+	if len(names) > 1 {
+		f.Aliases = map[string][]string{names[0]: names[1:]}
+	}
+	return f
 }
 
 // questionRule returns the rule that decides a question, or -1.

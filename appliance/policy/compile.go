@@ -124,13 +124,15 @@ func Compile(p *Policy) (*Tables, error) {
 		Name:        nameTable(axes[DestinationName], c.name, c.groups),
 		unversioned: axes[IPVersion].unknown(),
 		all:         all,
-		alike:       map[string]Bits{},
+		alike:       map[outcome]Bits{},
 	}
 	for i := range p.Rules {
 		t.Rules = append(t.Rules, action(p.Rules[i].Outbound, p.Rules[i]))
-		row := t.alike[p.Rules[i].Outbound]
+		o := p.outcome(i)
+		t.outcomes = append(t.outcomes, o)
+		row := t.alike[o]
 		row.set(i)
-		t.alike[p.Rules[i].Outbound] = row
+		t.alike[o] = row
 	}
 	return t, errors.Join(
 		t.DestinationPort.fill(axes[DestinationPort], c.destinationPort, c.groups),

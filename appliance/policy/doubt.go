@@ -3,7 +3,6 @@ package policy
 import (
 	"iter"
 	"math/bits"
-	"slices"
 )
 
 // Matching yields the index of every rule that the flow satisfies, the deciding one first. It is for
@@ -11,7 +10,7 @@ import (
 func (t *Tables) Matching(f Flow) iter.Seq[int] {
 	f = f.normal()
 	row := t.row(&f)
-	names := t.Name.Bits(f.Names)
+	names := t.Name.Bits(f.NameSets()...)
 	return func(yield func(int) bool) {
 		for w := range t.Words {
 			for left := row[w] & names[w]; left != 0; left &= left - 1 {
@@ -23,27 +22,23 @@ func (t *Tables) Matching(f Flow) iter.Seq[int] {
 	}
 }
 
-// Doubtful reports whether the flow's one true name might lead it to another outbound than Match says:
+// Doubtful reports whether the flow's one true name might lead it elsewhere than Match says:
 // its names disagree, or it has none and some rule that would come first looks at names. It may doubt where
 // there is nothing to doubt, but never the other way round.
 //
-// Mirrored by bpf/doubt.h.
+// Mirrored by is_doubtful in bpf/policy.h.
 func (t *Tables) Doubtful(f Flow) bool {
 	f = f.normal()
 	possible, certain := t.all, t.Name.Unknown
-	if f.named() {
-		var each [][]string
-		for _, name := range f.Names {
-			each = append(each, []string{name})
-		}
-		possible, certain = t.Name.Bits(f.Names), t.Name.Common(each)
+	if names := f.NameSets(); names != nil {
+		possible, certain = t.Name.Bits(names...), t.Name.Common(names...)
 	}
 	row := t.row(&f)
 	return t.doubtful(&row, &possible, &certain)
 }
 
 // doubtful: whatever the name, the deciding rule is one of those that some name permits, and does not come
-// after the first that every name permits. So these must have one outbound.
+// after the first that every name permits. So these must lead to one place.
 func (t *Tables) doubtful(row, possible, certain *Bits) bool {
 	first := t.decide(*row, *possible)
 	if first.Rule < 0 {
@@ -63,28 +58,22 @@ func (t *Tables) doubtful(row, possible, certain *Bits) bool {
 			return false
 		}
 	}
-	return t.Default.Outbound != first.Outbound
+	return !t.sameOutcome(first.Rule, -1)
 }
 
-// Alike are the rules that have the outbound of a rule.
-func (t *Tables) Alike(rule int) Bits { return t.alike[t.Rules[rule].Outbound] }
+// Alike are the rules that lead a flow where a rule does, or for -1 the default: to the same outbound, with the same
+// mark and translation.
+func (t *Tables) Alike(rule int) Bits { return t.alike[t.outcome(rule)] }
 
-// Common returns the rules that each of these sets of names permits, where Bits returns those that any name does. A set
-// is a name with its aliases: it permits what one of them does. Without names it is Unknown.
-func (t *NameTable) Common(sets [][]string) Bits {
-	common, known := Bits{}, false
-	for _, names := range sets {
-		row := t.Bits(names)
-		switch {
-		case !slices.ContainsFunc(names, func(name string) bool { return normalName(name) != "" }):
-		case known:
-			common.and(&row)
-		default:
-			common, known = row, true
-		}
-	}
-	if !known {
+// Common returns the rules that each of these names permits, where Bits returns those that any does.
+func (t *NameTable) Common(names ...[]string) Bits {
+	if len(names) == 0 {
 		return t.Unknown
+	}
+	common := t.row(names[0])
+	for _, name := range names[1:] {
+		row := t.row(name)
+		common.and(&row)
 	}
 	return common
 }

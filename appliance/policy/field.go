@@ -171,7 +171,7 @@ const (
 // facts is a flow as one pass over the rules sees it: normalised, with one of its names at a time.
 type facts struct {
 	Flow
-	name string // empty: unknown
+	name []string // with its aliases; empty: unknown
 }
 
 // dimensionTable says for each dimension when its fact is known, and the words of Explain.
@@ -181,9 +181,9 @@ var dimensionTable = [dimensions]struct {
 	subject func(f *facts) string // the fact
 }{
 	DestinationName: {
-		known:   func(f *facts) bool { return f.name != "" },
+		known:   func(f *facts) bool { return len(f.name) > 0 },
 		absent:  "the destination has no known name",
-		subject: func(f *facts) string { return "name " + f.name },
+		subject: func(f *facts) string { return "name " + strings.Join(f.name, " → ") },
 	},
 	DestinationAddress: {
 		known:   func(f *facts) bool { return f.Destination.Addr().IsValid() },

@@ -63,15 +63,15 @@ func mustFind(t *testing.T, mutate func(*Tables)) {
 
 // wrongPredicates has for each field a comparison that is slightly off.
 var wrongPredicates = map[string]func(v Value, f *facts, geo GeoData) bool{
-	"domain":         func(v Value, f *facts, _ GeoData) bool { return strings.HasPrefix(f.name, v.String()) },
-	"domain_suffix":  func(v Value, f *facts, _ GeoData) bool { return strings.HasSuffix(f.name, v.String()) },
-	"domain_keyword": func(v Value, f *facts, _ GeoData) bool { return strings.Index(f.name, v.String()) > 0 },
+	"domain":         func(v Value, f *facts, _ GeoData) bool { return strings.HasPrefix(f.name[0], v.String()) },
+	"domain_suffix":  func(v Value, f *facts, _ GeoData) bool { return strings.HasSuffix(f.name[0], v.String()) },
+	"domain_keyword": func(v Value, f *facts, _ GeoData) bool { return strings.Index(f.name[0], v.String()) > 0 },
 	"domain_regex": func(v Value, f *facts, _ GeoData) bool {
-		return v.(regexName).re.FindString(f.name) == f.name
+		return v.(regexName).re.FindString(f.name[0]) == f.name[0]
 	},
 	"geosite": func(v Value, f *facts, geo GeoData) bool {
 		patterns := sitePatterns(geo, v.(siteName))
-		return len(patterns) > 0 && patterns[0].(pattern).matches(f.name)
+		return len(patterns) > 0 && patterns[0].(pattern).matches(f.name[0])
 	},
 	"ip_cidr": func(v Value, f *facts, _ GeoData) bool {
 		p, a := v.(netip.Prefix), f.Destination.Addr()

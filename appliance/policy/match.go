@@ -1,9 +1,6 @@
 package policy
 
-import (
-	"net/netip"
-	"slices"
-)
+import "net/netip"
 
 // Match is the specification of what sidegate decides; everything else is tested against it.
 //
@@ -16,7 +13,7 @@ func (p *Policy) Match(f Flow) Decision {
 			answer = d
 			continue
 		}
-		ambiguous := answer.Ambiguous || d.Verdict != answer.Verdict || d.Outbound != answer.Outbound
+		ambiguous := answer.Ambiguous || p.outcome(d.Rule) != p.outcome(answer.Rule)
 		if d.before(answer) {
 			answer = d
 		}
@@ -71,6 +68,25 @@ func (p *Policy) decision(rule int) Decision {
 	return Decision{Verdict: verdictOf(outbound), Outbound: outbound, Rule: rule}
 }
 
+// outcome is what makes a difference to where a flow goes.
+type outcome struct {
+	outbound     string
+	mark         uint32
+	snat, asSaid bool // translated, if it is said
+}
+
+func (p *Policy) outcome(rule int) outcome {
+	if rule < 0 {
+		return outcome{outbound: p.Default}
+	}
+	r := &p.Rules[rule]
+	o := outcome{outbound: r.Outbound, mark: r.Mark, asSaid: r.SNAT != nil}
+	if o.asSaid {
+		o.snat = *r.SNAT
+	}
+	return o
+}
+
 // before reports whether d comes from an earlier rule; the default comes after all rules.
 func (d Decision) before(e Decision) bool { return d.Rule >= 0 && (e.Rule < 0 || d.Rule < e.Rule) }
 
@@ -101,22 +117,33 @@ func normalAddr(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 }
 
-// named reports whether any name is known.
-func (f *Flow) named() bool {
-	return slices.ContainsFunc(f.Names, func(name string) bool { return normalName(name) != "" })
+// NameSets returns each name with its aliases, in normal form; nil if none is known.
+func (f *Flow) NameSets() [][]string {
+	var sets [][]string
+	for _, name := range f.Names {
+		if normalName(name) == "" {
+			continue
+		}
+		set := []string{normalName(name)}
+		for _, alias := range f.Aliases[name] {
+			if alias = normalName(alias); alias != "" {
+				set = append(set, alias)
+			}
+		}
+		sets = append(sets, set)
+	}
+	return sets
 }
 
 // facts returns the flow with each of its names, or once without one.
 func (f Flow) facts() []facts {
 	f = f.normal()
 	var all []facts
-	for _, name := range f.Names {
-		if name = normalName(name); name != "" {
-			all = append(all, facts{f, name})
-		}
+	for _, set := range f.NameSets() {
+		all = append(all, facts{f, set})
 	}
 	if all == nil {
-		all = []facts{{f, ""}}
+		all = []facts{{f, nil}}
 	}
 	return all
 }

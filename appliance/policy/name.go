@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -42,11 +43,13 @@ func (p suffixName) matches(name string) bool {
 	return name == string(p) || strings.HasSuffix(name, "."+string(p))
 }
 
-func matchName(v Value, f *facts, _ GeoData) bool { return v.(pattern).matches(f.name) }
+func matchName(v Value, f *facts, _ GeoData) bool {
+	return slices.ContainsFunc(f.name, v.(pattern).matches)
+}
 
 func matchSite(v Value, f *facts, geo GeoData) bool {
 	for _, p := range sitePatterns(geo, v.(siteName)) {
-		if p.(pattern).matches(f.name) {
+		if slices.ContainsFunc(f.name, p.(pattern).matches) {
 			return true
 		}
 	}

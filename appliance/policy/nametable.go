@@ -29,27 +29,31 @@ type scanned struct {
 	group   group
 }
 
-// Bits returns the row of a flow that has any of these names: the union of the names' rows, because
-// the lowest rule that one of them leads to decides. Without names it is Unknown.
-func (t *NameTable) Bits(names []string) Bits {
-	var union Bits
-	known := false
-	for _, name := range names {
-		if name = normalName(name); name != "" {
-			row := t.row(name)
-			union.or(&row)
-			known = true
-		}
-	}
-	if !known {
+// Bits returns the row of a flow that has any of these names, each with its aliases: the union of the names' rows,
+// because the lowest rule that one of them leads to decides. Without names it is Unknown.
+func (t *NameTable) Bits(names ...[]string) Bits {
+	if len(names) == 0 {
 		return t.Unknown
+	}
+	var union Bits
+	for _, name := range names {
+		row := t.row(name)
+		union.or(&row)
 	}
 	return union
 }
 
-// row is the row of one name in normal form.
-func (t *NameTable) row(name string) Bits {
+// row is the row of one name with its aliases.
+func (t *NameTable) row(name []string) Bits {
 	var h hits
+	for _, alias := range name {
+		t.find(normalName(alias), &h)
+	}
+	return t.axis.row(&h)
+}
+
+// find takes the uses of all values that match one name.
+func (t *NameTable) find(name string, h *hits) {
 	h.add(t.groups[t.listed[name].at])
 	for rest := name; ; {
 		dot := strings.IndexByte(rest, '.')
@@ -59,8 +63,7 @@ func (t *NameTable) row(name string) Bits {
 		rest = rest[dot+1:]
 		h.add(t.groups[t.listed[rest].below])
 	}
-	t.scan(name, &h)
-	return t.axis.row(&h)
+	t.scan(name, h)
 }
 
 // scan asks the keywords and expressions. Lists have hundreds of them, so only those whose text is in the name are tried,

@@ -116,7 +116,10 @@ type Flow struct {
 	SourceMAC           MAC            // zero: unknown
 	Interface           string         // where it came in; empty: unknown
 	Names               []string       // names known for the destination; empty: unknown
-	Process             string         // base name of the gateway's own process; empty: not a local flow
+	// Aliases are, by name, what DNS says it stands for (CNAME). They are that name too: a field matches if it matches
+	// one of them, and what stands under not if it matches none.
+	Aliases map[string][]string
+	Process string // base name of the gateway's own process; empty: not a local flow
 }
 
 // The outbound names that no configuration can define.
@@ -133,7 +136,7 @@ type Decision struct {
 	Verdict   Verdict
 	Outbound  string // OutboundDirect, OutboundBlock, or the name of an outbound or group
 	Rule      int    // index in Policy.Rules; -1 is the default
-	Ambiguous bool   // the flow's names lead to different verdicts or outbounds; Rule is the first of them
+	Ambiguous bool   // the flow's names lead to different outbounds or marks; Rule is the first of them
 }
 
 // Policy is an ordered list of rules: the first that matches a flow decides, and Default where none does.

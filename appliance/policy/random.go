@@ -204,6 +204,9 @@ func someFlow(r *rand.Rand) Flow {
 	for range pick(r, []int{0, 1, 1, 1, 2, 3}) {
 		f.Names = append(f.Names, randomDomain(r))
 	}
+	if len(f.Names) > 0 && oneIn(r, 3) {
+		f.Aliases = map[string][]string{f.Names[0]: {randomDomain(r), randomDomain(r)}}
+	}
 	return f
 }
 

@@ -241,9 +241,12 @@ func nearName(r *rand.Rand, v Value, f *Flow, geo GeoData) {
 		name, name, name, parent, "a." + name, "b.a." + name, "x" + name, name + "x", name[1:], name + ".com",
 		strings.ToUpper(name), name + ".", fmt.Sprintf("a.%s.", strings.ToUpper(name)),
 	})
-	if f.Names != nil && oneIn(r, 3) {
+	switch {
+	case f.Names != nil && oneIn(r, 3):
 		f.Names = append(f.Names, name)
-		return
+	case f.Names != nil && oneIn(r, 3):
+		f.Aliases = map[string][]string{f.Names[0]: {name}}
+	default:
+		f.Names = []string{name}
 	}
-	f.Names = []string{name}
 }

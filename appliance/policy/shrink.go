@@ -39,6 +39,7 @@ func Shrink(c Case, fails func(Case) bool) Case {
 
 // simplerFlows take facts from a flow, and report whether there was something to take.
 var simplerFlows = []func(*Flow) bool{
+	func(f *Flow) (had bool) { had, f.Aliases = len(f.Aliases) > 0, nil; return },
 	func(f *Flow) (had bool) { had, f.Names = len(f.Names) > 0, nil; return },
 	func(f *Flow) (had bool) { had, f.Process = f.Process != "", ""; return },
 	func(f *Flow) (had bool) { had, f.Interface = f.Interface != "", ""; return },
@@ -142,16 +143,17 @@ type (
 		Values []string `json:"values"`
 	}
 	flowText struct {
-		Network         Network    `json:"network"`
-		Source          netip.Addr `json:"source"`
-		SourcePort      uint16     `json:"source_port"`
-		Destination     netip.Addr `json:"destination"`
-		DestinationPort uint16     `json:"destination_port"`
-		DSCP            uint8      `json:"dscp,omitempty"`
-		SourceMAC       MAC        `json:"source_mac,omitzero"`
-		Interface       string     `json:"interface,omitempty"`
-		Names           []string   `json:"names,omitempty"`
-		Process         string     `json:"process,omitempty"`
+		Network         Network             `json:"network"`
+		Source          netip.Addr          `json:"source"`
+		SourcePort      uint16              `json:"source_port"`
+		Destination     netip.Addr          `json:"destination"`
+		DestinationPort uint16              `json:"destination_port"`
+		DSCP            uint8               `json:"dscp,omitempty"`
+		SourceMAC       MAC                 `json:"source_mac,omitzero"`
+		Interface       string              `json:"interface,omitempty"`
+		Names           []string            `json:"names,omitempty"`
+		Aliases         map[string][]string `json:"aliases,omitempty"`
+		Process         string              `json:"process,omitempty"`
 	}
 )
 
@@ -181,7 +183,7 @@ func (c Case) MarshalJSON() ([]byte, error) {
 	f := c.Flow
 	out.Flow = flowText{
 		f.Network, f.Source.Addr(), f.Source.Port(), f.Destination.Addr(), f.Destination.Port(),
-		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Process,
+		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Aliases, f.Process,
 	}
 	return json.Marshal(out)
 }
@@ -218,7 +220,7 @@ func (c *Case) UnmarshalJSON(data []byte) error {
 	f := in.Flow
 	*c = Case{p, Flow{
 		f.Network, netip.AddrPortFrom(f.Source, f.SourcePort), netip.AddrPortFrom(f.Destination, f.DestinationPort),
-		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Process,
+		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Aliases, f.Process,
 	}}
 	return nil
 }

@@ -38,9 +38,10 @@ type Tables struct {
 	Process         KeyTable[string]
 	Name            NameTable
 
-	unversioned Bits            // the rules that do not ask for the IP version: for flows without addresses
-	all         Bits            // every rule
-	alike       map[string]Bits // by outbound: the rules that have it
+	unversioned Bits      // the rules that do not ask for the IP version: for flows without addresses
+	all         Bits      // every rule
+	outcomes    []outcome // by rule
+	alike       map[outcome]Bits
 }
 
 // RuleAction is what a rule does, apart from what it matches.
@@ -108,20 +109,26 @@ type KeyTable[K comparable] struct {
 func (t *Tables) Match(f Flow) Decision {
 	f = f.normal()
 	row := t.row(&f)
-	names := t.Name.Bits(f.Names)
-	decided := t.decide(row, names)
-	if len(f.Names) > 1 {
-		for _, name := range f.Names {
-			if name = normalName(name); name == "" {
-				continue
-			}
-			d := t.decide(row, t.Name.row(name))
-			if d.Verdict != decided.Verdict || d.Outbound != decided.Outbound {
+	names := f.NameSets()
+	decided := t.decide(row, t.Name.Bits(names...))
+	if len(names) > 1 {
+		for _, name := range names {
+			if !t.sameOutcome(t.decide(row, t.Name.row(name)).Rule, decided.Rule) {
 				decided.Ambiguous = true
 			}
 		}
 	}
 	return decided
+}
+
+// sameOutcome reports whether two rules, or the default, lead a flow to the same place.
+func (t *Tables) sameOutcome(a, b int) bool { return t.outcome(a) == t.outcome(b) }
+
+func (t *Tables) outcome(rule int) outcome {
+	if rule < 0 {
+		return outcome{outbound: t.Default.Outbound}
+	}
+	return t.outcomes[rule]
 }
 
 // row is the AND of all dimensions but the name.
