@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,10 +28,32 @@ type verdicts struct {
 type naming struct {
 	dial  config.Dial
 	trust bool // of names that were only read from first bytes
+	dns   *config.DNS
+}
+
+// ours reports whether only our DNS knows the name: an upstream that is told it would look in vain.
+func (n *naming) ours(name string, address netip.Addr) bool {
+	if address.IsPrivate() || address.IsLinkLocalUnicast() || !strings.Contains(name, ".") {
+		return true
+	}
+	if n.dns == nil {
+		return false
+	}
+	if _, listed := n.dns.Hosts[name]; listed {
+		return true
+	}
+	below := func(suffix string) bool {
+		bare := strings.TrimPrefix(suffix, ".")
+		return name == bare || strings.HasSuffix(name, "."+bare)
+	}
+	if slices.ContainsFunc(n.dns.RebindAllow, below) {
+		return true
+	}
+	return slices.ContainsFunc(n.dns.Rules, func(r config.DNSRule) bool { return slices.Contains(r.Answer, address) })
 }
 
 func (v *verdicts) use(c *config.Config) (undo func()) {
-	before := v.naming.Swap(&naming{c.Dial, c.TrustSniffed})
+	before := v.naming.Swap(&naming{c.Dial, c.TrustSniffed, c.DNS})
 	return func() { v.naming.Store(before) }
 }
 
@@ -42,17 +65,21 @@ func (v *verdicts) Flow(network policy.Network, client, destination netip.AddrPo
 	}
 	route := proxy.Route{Outbound: a.Outbound, Mark: a.Mark, Sniff: a.Sniff}
 	// With several names an address does not tell which is meant.
-	if v.tellsNames(network, a.Outbound) && len(a.Names) == 1 {
+	if v.tellsNames(network, a.Outbound) && len(a.Names) == 1 && !v.naming.Load().ours(a.Names[0], destination.Addr()) {
 		route.Name = a.Names[0]
 	}
 	return route, true
 }
 
 // Decide asks the policy again, with the name that the first bytes told.
-func (v *verdicts) Decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, name string) (proxy.Route, bool) {
+func (v *verdicts) Decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, told proxy.Told) (proxy.Route, bool) {
 	a, ok := v.datapath.Assigned(network, client, destination)
 	if !ok {
 		return proxy.Route{}, false
+	}
+	name := told.Name
+	if told.Hidden && len(a.Names) > 0 && !slices.Contains(a.Names, name) {
+		name = "" // the outer name of an encrypted hello: what the client asked for says more
 	}
 	outbound, mark := a.Outbound, a.Mark
 	if a.Sniff {
@@ -74,13 +101,18 @@ func (v *verdicts) tellsNames(network policy.Network, outbound string) bool {
 		outbound != policy.OutboundDirect && outbound != policy.OutboundBlock
 }
 
-// verifyTimeout bounds asking DNS whether a sniffed name has the flow's address; the flow waits meanwhile.
-const verifyTimeout = time.Second
+// verifyTimeout bounds asking DNS whether a sniffed name has the flow's address; the flow waits meanwhile, and its upstream
+// can do without.
+const verifyTimeout = 200 * time.Millisecond
 
 // believes reports whether the name may stand for the address. First bytes can say anything: what the client got from
 // us for that name is true, and what DNS says now.
 func (v *verdicts) believes(ctx context.Context, a datapath.Assignment, address netip.Addr, name string) bool {
-	if v.naming.Load().trust || slices.Contains(a.Names, name) {
+	naming := v.naming.Load()
+	switch {
+	case naming.ours(name, address):
+		return false
+	case naming.trust, slices.Contains(a.Names, name):
 		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)

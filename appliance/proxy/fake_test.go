@@ -75,7 +75,8 @@ func (v *verdicts) Flow(n policy.Network, client, destination netip.AddrPort) (R
 	return Route{Outbound: name}, ok
 }
 
-func (v *verdicts) Decide(ctx context.Context, n policy.Network, client, destination netip.AddrPort, name string) (Route, bool) {
+func (v *verdicts) Decide(ctx context.Context, n policy.Network, client, destination netip.AddrPort, told Told) (Route, bool) {
+	name := told.Name
 	v.mu.Lock()
 	v.names = append(v.names, name)
 	decide := v.decide

@@ -25,6 +25,7 @@ import (
 
 	"sidegate/appliance/outbound"
 	"sidegate/appliance/policy"
+	"sidegate/appliance/sniff"
 )
 
 // Verdicts says what becomes of a flow that the datapath handed to the listeners. Both methods are
@@ -35,11 +36,18 @@ type Verdicts interface {
 	// datagram that was on its way here when Decide gave the flow to the kernel, and then must say what
 	// Decide said.
 	Flow(network policy.Network, client, destination netip.AddrPort) (route Route, ok bool)
-	// Decide is asked about a flow that was to be sniffed, with the name that its first bytes told, ""
-	// if they told none, and records its answer in the datapath. For TCP it may look the name up, until
+	// Decide is asked about a flow that was to be sniffed, with what its first bytes told, and records its answer in the datapath. For TCP it may look the name up, until
 	// ctx ends; for UDP it must not block. ok is false if the flow is to be refused; Sniff is not
 	// looked at.
-	Decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, name string) (route Route, ok bool)
+	Decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, told Told) (route Route, ok bool)
+}
+
+// Told is what a flow's first bytes told.
+type Told struct {
+	Name string // lower case, no final dot; empty: none
+	// Hidden says that the name may be one that many sites share: the hello has an encrypted one inside (ECH), or
+	// only something that looks like that.
+	Hidden bool
 }
 
 // Route is where a flow goes.
@@ -205,8 +213,8 @@ func (s *Server) flow(network policy.Network, client, destination netip.AddrPort
 }
 
 // decide is flow for one whose first bytes were looked at.
-func (s *Server) decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, name string) (Route, bool) {
-	return s.options.Verdicts.Decide(ctx, network, client, destination, name)
+func (s *Server) decide(ctx context.Context, network policy.Network, client, destination netip.AddrPort, r sniff.Result) (Route, bool) {
+	return s.options.Verdicts.Decide(ctx, network, client, destination, Told{r.Name, r.ECH})
 }
 
 var processStart = time.Now()

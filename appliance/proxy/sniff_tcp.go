@@ -13,13 +13,13 @@ import (
 )
 
 // sniff waits for the name in what the client says first, no longer than Options.SniffTimeout: then, or
-// as soon as it is clear that there is none, the name is "". The bytes stay in the socket, so that the
+// as soon as it is clear that there is none, the result has none. The bytes stay in the socket, so that the
 // relay finds them as if nobody had looked. It reports false if the client is gone, or ctx ended.
-func (c *connection) sniff(ctx context.Context, client *net.TCPConn) (name string, alive bool) {
+func (c *connection) sniff(ctx context.Context, client *net.TCPConn) (told sniff.Result, alive bool) {
 	server := c.tcp.server
 	raw, err := client.SyscallConn()
 	if err != nil {
-		return "", false
+		return told, false
 	}
 	client.SetReadDeadline(time.Now().Add(server.options.SniffTimeout))
 	stop := context.AfterFunc(ctx, func() { client.SetReadDeadline(longAgo) })
@@ -32,12 +32,12 @@ func (c *connection) sniff(ctx context.Context, client *net.TCPConn) (name strin
 	err = raw.Read(func(fd uintptr) bool { return c.tcp.look(int(fd), &first) })
 	switch {
 	case ctx.Err() != nil, first.gone:
-		return "", false
+		return told, false
 	case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
-		return "", false
+		return told, false
 	}
 	server.sniffed.count(first.result, err != nil)
-	return first.result.Name, true
+	return first.result, true
 }
 
 var longAgo = time.Unix(1, 0)

@@ -16,6 +16,7 @@ import (
 
 	"sidegate/appliance/outbound"
 	"sidegate/appliance/policy"
+	"sidegate/appliance/sniff"
 )
 
 // tcp accepts connections, dials for them, and hands each pair of sockets to a relay loop.
@@ -270,10 +271,10 @@ func (c *connection) open(ctx context.Context, client *net.TCPConn, route Route)
 // that it ended by itself.
 func (c *connection) dial(ctx context.Context, client *net.TCPConn, route Route) (net.Conn, Reason) {
 	server := c.tcp.server
-	var name string
+	var first sniff.Result
 	if route.Sniff {
 		var alive bool
-		if name, alive = c.sniff(ctx, client); !alive {
+		if first, alive = c.sniff(ctx, client); !alive {
 			return nil, 0
 		}
 	}
@@ -281,7 +282,7 @@ func (c *connection) dial(ctx context.Context, client *net.TCPConn, route Route)
 	defer cancel()
 	if route.Sniff {
 		var ok bool
-		if route, ok = server.decide(within, policy.TCP, c.client, c.destination, name); !ok {
+		if route, ok = server.decide(within, policy.TCP, c.client, c.destination, first); !ok {
 			return nil, NotProxied
 		}
 	}

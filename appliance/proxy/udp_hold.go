@@ -80,7 +80,7 @@ func (h *held) decide(timedOut bool, rest [][]byte, now int64) {
 	s.server().sniffed.count(h.known, timedOut)
 	datagrams := append(h.datagrams, rest...)
 	refused := NotProxied
-	if route, ok := s.server().decide(s.udp.ctx, policy.UDP, h.key.client.addrPort(), h.key.remote.addrPort(), h.known.Name); ok {
+	if route, ok := s.server().decide(s.udp.ctx, policy.UDP, h.key.client.addrPort(), h.key.remote.addrPort(), h.known); ok {
 		refused = s.follow(h.owner, h.key, route, datagrams, now)
 	}
 	if refused != 0 {
@@ -106,7 +106,7 @@ func (s *shard) decideNow(key flowKey, datagrams [][]byte) (Route, bool) {
 		}
 	}
 	s.server().sniffed.count(r, false)
-	return s.server().decide(s.udp.ctx, policy.UDP, key.client.addrPort(), key.remote.addrPort(), r.Name)
+	return s.server().decide(s.udp.ctx, policy.UDP, key.client.addrPort(), key.remote.addrPort(), r)
 }
 
 // holding is what a shard holds.
