@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"net/url"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"sidegate/appliance/policy"
 )
@@ -224,14 +226,41 @@ func newHTTPS(u upstream, c Credentials, query url.Values) (Outbound, error) {
 		}
 	}
 	if path := query.Get("ca_file"); path != "" {
-		pem, err := os.ReadFile(path)
-		if err != nil {
+		if h.secure.RootCAs, err = readAuthorities(path); err != nil {
 			return nil, fmt.Errorf("reading ca_file: %w", err)
-		}
-		h.secure.RootCAs = x509.NewCertPool()
-		if !h.secure.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading ca_file: %s contains no PEM certificate", path)
 		}
 	}
 	return h, nil
+}
+
+// maxAuthorities bounds a file of certificates, in bytes. All that browsers trust have a quarter of it.
+const maxAuthorities = 1 << 20
+
+// readAuthorities reads certificates from a file that may be anything: a named pipe would be waited
+// for, and a device has no end. Errors name the file.
+func readAuthorities(path string) (*x509.CertPool, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // opening a pipe would wait for its writer
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	pem, err := io.ReadAll(io.LimitReader(f, maxAuthorities+1))
+	if err != nil {
+		return nil, err
+	}
+	authorities := x509.NewCertPool()
+	switch {
+	case len(pem) > maxAuthorities:
+		return nil, fmt.Errorf("%s has more than %d MiB: leave only the authorities' certificates in it", path, maxAuthorities>>20)
+	case !authorities.AppendCertsFromPEM(pem):
+		return nil, fmt.Errorf("%s contains no PEM certificate", path)
+	}
+	return authorities, nil
 }

@@ -8,12 +8,21 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
 func TestNewRefuses(t *testing.T) {
 	junk := filepath.Join(t.TempDir(), "junk.pem")
 	if err := os.WriteFile(junk, []byte("junk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe.pem")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(t.TempDir(), "large.pem")
+	if err := os.WriteFile(large, make([]byte, 1<<20+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	long := strings.Repeat("x", 256)
@@ -62,6 +71,9 @@ func TestNewRefuses(t *testing.T) {
 		{"hk", "https://10.0.0.7?server_name=a%20b", Credentials{}, `outbound "hk": server_name: bad host: "a b" is not a DNS name`},
 		{"hk", "https://10.0.0.7?ca_file=/nonexistent/ca.pem", Credentials{}, `outbound "hk": reading ca_file: open /nonexistent/ca.pem: no such file or directory`},
 		{"hk", "https://10.0.0.7?ca_file=" + junk, Credentials{}, `outbound "hk": reading ca_file: ` + junk + ` contains no PEM certificate`},
+		{"hk", "https://10.0.0.7?ca_file=" + pipe, Credentials{}, `outbound "hk": reading ca_file: ` + pipe + ` is not a regular file`},
+		{"hk", "https://10.0.0.7?ca_file=/dev/zero", Credentials{}, `outbound "hk": reading ca_file: /dev/zero is not a regular file`},
+		{"hk", "https://10.0.0.7?ca_file=" + large, Credentials{}, `outbound "hk": reading ca_file: ` + large + ` has more than 1 MiB: leave only the authorities' certificates in it`},
 		{"hk", "https://10.0.0.7?%zz", Credentials{}, `outbound "hk": the parameters after ? cannot be parsed`},
 	} {
 		o, err := New(row.name, row.url, row.credentials, Options{})

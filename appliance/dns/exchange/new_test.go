@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -67,6 +68,14 @@ func TestRefused(t *testing.T) {
 	if err := os.WriteFile(empty, []byte("nothing\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pipe := filepath.Join(t.TempDir(), "pipe.pem")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(t.TempDir(), "large.pem")
+	if err := os.WriteFile(large, make([]byte, 1<<20+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		url  string
 		o    Options
@@ -95,6 +104,10 @@ func TestRefused(t *testing.T) {
 		{"tcp://192.0.2.53", Options{ServerName: "x"}, "tcp has no certificate to verify: leave out server_name"},
 		{"tls://192.0.2.53", Options{CAFile: "/does/not/exist"}, "reading ca_file: open /does/not/exist: no such file"},
 		{"tls://192.0.2.53", Options{CAFile: empty}, "empty.pem contains no PEM certificate"},
+		{"tls://192.0.2.53", Options{CAFile: pipe}, "reading ca_file: " + pipe + " is not a regular file"},
+		{"tls://192.0.2.53", Options{CAFile: "/dev/zero"}, "reading ca_file: /dev/zero is not a regular file"},
+		{"tls://192.0.2.53", Options{CAFile: filepath.Dir(pipe)}, filepath.Dir(pipe) + " is not a regular file"},
+		{"tls://192.0.2.53", Options{CAFile: large}, large + " has more than 1 MiB: leave only the authorities' certificates in it"},
 		{"tls://192.0.2.53", Options{ServerName: "a b"}, `server_name: "a b" is neither an address nor a host name`},
 		{"udp://192.0.2.53", Options{Addresses: addresses("192.0.2.1")}, "the host 192.0.2.53 is an address already: leave out addresses and bootstrap"},
 		{"udp://192.0.2.53", Options{Bootstrap: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}}, "the host 192.0.2.53 is an address already"},
