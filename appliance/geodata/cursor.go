@@ -12,6 +12,7 @@ const maxUnpacked = 32 << 20
 
 var (
 	errTruncated = errors.New("it is damaged: it ends too early; fetch it again")
+	errTrailing  = errors.New("it is damaged: it goes on behind its end; fetch it again")
 	errTooLarge  = fmt.Errorf("it has more than %d MiB when unpacked", maxUnpacked>>20)
 )
 
@@ -51,6 +52,14 @@ func (c *cursor) take(n uint64) []byte {
 	taken := c.rest[:n]
 	c.rest = c.rest[n:]
 	return taken
+}
+
+// end is the first error, or that there is more than a file should have.
+func (c *cursor) end() error {
+	if c.err == nil && len(c.rest) > 0 {
+		c.err = errTrailing
+	}
+	return c.err
 }
 
 func (c *cursor) byte() byte {

@@ -52,6 +52,18 @@ func TestDefects(t *testing.T) {
 		{"half a wildcard", []byte("a*.example"), `:1: "a*.example": a wildcard stands for whole labels only`},
 		{"only addresses", []byte("192.0.2.0/24"), ": it lists only addresses: name it under geoip, not geosite"},
 
+		{"only comments", []byte("# nothing\n\n"), ": it has no entries: fetch it again, or write some into it"},
+		{"hosts of the machine only", []byte("127.0.0.1 localhost\n"), ": it has no entries: fetch it again, or write some into it"},
+		{"srs, no entries", encodeSRS(2), ": it has no entries: fetch it again, or write some into it"},
+		{"mrs, no entries", mrsRanges(), ": it has no entries: fetch it again, or write some into it"},
+
+		{"srs, more behind", slices.Concat(srs, []byte("x")), ": it is damaged: it goes on behind its end; fetch it again"},
+		{"srs, two in one", slices.Concat(srs, srs), ": it is damaged: it goes on behind its end; fetch it again"},
+		{"srs, more rules than it says", encodeSRS(2, slices.Concat(rule(0, stringsItem(3, "x")), rule(0, stringsItem(3, "y")))), ": it is damaged: it goes on behind its end; fetch it again"},
+		{"mrs, more names behind", zstdOf(append(unzstd(t, mrsDomains("a.example")), 0)), ": it is damaged: it goes on behind its end; fetch it again"},
+		{"mrs, more addresses behind", zstdOf(append(unzstd(t, mrsRanges("10.0.0.0-10.0.0.9")), 0)), ": it is damaged: it goes on behind its end; fetch it again"},
+		{"mrs, two in one", slices.Concat(mrsDomains("a.example"), mrsDomains("b.example")), ": it is damaged: it goes on behind its end; fetch it again"},
+		{"mrs, more behind", append(mrsDomains("a.example"), "more"...), ": it is damaged: fetch it again (invalid input: magic number mismatch)"},
 		{"srs, cut", srs[:len(srs)-9], ": it is damaged: fetch it again (unexpected EOF)"},
 		{"srs, no zlib", []byte("SRS\x01 and then"), ": it is damaged: fetch it again (zlib: invalid header)"},
 		{"srs, too new", encodeSRS(6), ": its version is 6, and 1 to 5 can be read: compile it for an older sing-box"},
@@ -99,6 +111,35 @@ func TestDefects(t *testing.T) {
 				t.Errorf("not the list's defect: %+v", defect)
 			}
 		})
+	}
+}
+
+// TestOnlyNames: a list of names is no list of addresses.
+func TestOnlyNames(t *testing.T) {
+	path := file(t, "list.txt", []byte("a.example\n"))
+	s := Sources{Sets: map[string]string{"mine": path}}
+	_, err := Load(s, Wanted{Codes: []string{"mine"}})
+	if err == nil || err.Error() != path+": it lists only names: name it under geosite, not geoip" {
+		t.Errorf("%v", err)
+	}
+	var defect *Defect
+	if !errors.As(err, &defect) || defect.Kind != Geoip || defect.Name != "mine" {
+		t.Errorf("not the list's defect: %+v", defect)
+	}
+	load(t, s, Wanted{Sites: []string{"mine"}})
+}
+
+// TestEmptyOfMany: a list that a file of many has, though empty, matches nothing, as its authors have it.
+func TestEmptyOfMany(t *testing.T) {
+	d := load(t, Sources{
+		Geosite: file(t, "site.dat", slices.Concat(encodeSite("none"), site("cn"))),
+		Geoip:   file(t, "ip.dat", slices.Concat(encodeIP("none"), encodeIP("cn", "10.0.0.0/8"))),
+	}, Wanted{Sites: []string{"none"}, Codes: []string{"none"}})
+	if names, ok := d.Site("none"); len(names) != 0 || !ok {
+		t.Errorf("names %v, %v", names, ok)
+	}
+	if prefixes, ok := d.IP("none"); len(prefixes) != 0 || !ok {
+		t.Errorf("prefixes %v, %v", prefixes, ok)
 	}
 }
 

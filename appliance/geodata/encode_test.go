@@ -222,6 +222,20 @@ func zstdOf(data []byte) []byte {
 	return w.EncodeAll(data, nil)
 }
 
+func unzstd(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	r, err := zstd.NewReader(nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer r.Close()
+	unpacked, err := r.DecodeAll(data, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return unpacked
+}
+
 // mrsDomains takes names as mihomo's trie has them: a suffix is put in as itself and below `+`.
 func mrsDomains(names ...string) []byte {
 	var keys []string

@@ -163,7 +163,12 @@ func (l *loader) set(name, file string, asSite, asCode bool) {
 		}
 		return
 	}
-	// A list that is empty for all its entries would silently never match.
+	// A list that is empty, or that is for all its entries, would silently never match: a download went wrong, or the key
+	// is. One of a file of many may be empty; its authors keep it for the sake of those who name it.
+	if c.names == nil && c.prefixes == nil {
+		l.defect(kind, name, file, fmt.Errorf("it has no entries: fetch it again, or write some into it"))
+		return
+	}
 	if asSite && c.names == nil && c.prefixes != nil {
 		l.defect(Geosite, name, file, fmt.Errorf("it lists only addresses: name it under geoip, not geosite"))
 		return

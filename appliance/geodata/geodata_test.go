@@ -116,8 +116,6 @@ func TestFormats(t *testing.T) {
 			),
 			"exact a.example\nkeyword ads", "::/128",
 		}, {
-			"srs without rules", encodeSRS(4), "", "",
-		}, {
 			"mrs names", mrsDomains("a.example", "+.s.example", ".below.example", "*.one.example", "a.*.example", "+.*.many.example", "bücher.example", "2001:db8::1"), `
 			exact a.example
 			exact s.example

@@ -73,8 +73,8 @@ func (c *content) addMRSNames(in *cursor) error {
 	t.leaves = in.words(in.uint64())
 	t.bitmap = in.words(in.uint64())
 	t.labels = in.take(in.uint64())
-	if in.err != nil {
-		return in.err
+	if err := in.end(); err != nil {
+		return err
 	}
 	return t.each(func(name []byte) error { return c.addMRSName(string(name)) })
 }
@@ -124,5 +124,5 @@ func (c *content) addMRSRanges(in *cursor) error {
 			return err
 		}
 	}
-	return in.err
+	return in.end()
 }

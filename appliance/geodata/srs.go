@@ -48,7 +48,8 @@ func addSRS(data []byte, c *content) error {
 	if version := header.byte(); header.err != nil || version == 0 || version > newestSRS {
 		return fmt.Errorf("its version is %d, and 1 to %d can be read: compile it for an older sing-box", version, newestSRS)
 	}
-	unzipped, err := zlib.NewReader(bytes.NewReader(header.rest))
+	zipped := bytes.NewReader(header.rest)
+	unzipped, err := zlib.NewReader(zipped)
 	if err != nil {
 		return fmt.Errorf("it is damaged: fetch it again (%w)", err)
 	}
@@ -56,9 +57,12 @@ func addSRS(data []byte, c *content) error {
 	if err != nil {
 		return err
 	}
+	if zipped.Len() > 0 {
+		return errTrailing
+	}
 	in := srsReader{cursor: cursor{rest: data}, content: c}
 	in.rules(0)
-	return in.err
+	return in.end()
 }
 
 // srsReader adds what it reads to content.
