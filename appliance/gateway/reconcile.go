@@ -163,21 +163,32 @@ func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *
 	if err != nil {
 		return nil, plan.Config.Metrics.Position.Errorf("metrics: %w", err)
 	}
-	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
 	undo := g.outbounds.use(plan.outbounds)
 	before := g.resolve(plan.resolution)
+	unknown := g.names.refresh(ctx, plan.upstreams) // as the plan says, by its DNS and through its outbounds
 	if err := g.establish(ctx, plan, snapshot); err != nil {
 		g.resolve(before)
 		undo()
 		abort()
+		g.dismissDNS()
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
 	}
 	commit()
-	g.retired.Go(before.close) // it finishes what it has begun
+	g.report("upstreams", unknown)
+	g.dismissDNS()
+	g.retired.Go(before.close)
+	g.warnOfLater(plan)
+	return plan, nil
+}
+
+// warnOfLater tells what of a plan that is in force waits for the next start.
+func (g *gateway) warnOfLater(plan *Plan) {
 	if g.proxyOptions(plan, g.relay.Verdicts) != g.relay {
 		g.log.Warn("the proxy's times and the clients' shares of it have changed: they take effect at the next start")
 	}
-	return plan, nil
+	if g.dns != nil && dnsLimits(plan) != g.asking {
+		g.log.Warn("per_client: dns_queries has changed: the kernel counts by it at once, the DNS server itself from the next start on")
+	}
 }
 
 // recordReload remembers and logs how reading the configuration went.

@@ -156,9 +156,10 @@ func (g *gateway) surroundings() surroundings {
 
 // listenDNS opens the DNS server's sockets. A gateway that has no DNS section can do without, until one appears.
 func (g *gateway) listenDNS(plan *Plan, p *pupils) error {
+	g.asking = dnsLimits(plan)
 	g.dns, g.noDNS = dns.Listen(dns.Options{
 		Learner: p, ClientFacts: p.facts, Allow: g.neighbours.mayAsk, Mark: uint32(datapath.MarkOwn), Log: g.log,
-		Limits: dns.Limits{Queries: int(plan.Config.PerClient.DNSQueries)}, // of what the kernel lets through, and of TCP
+		Limits: g.asking,
 	})
 	if g.noDNS != nil && plan.resolution != nil {
 		return plan.Config.DNS.Position.Errorf("dns: %w", g.noDNS)
@@ -169,12 +170,25 @@ func (g *gateway) listenDNS(plan *Plan, p *pupils) error {
 	return nil
 }
 
-// resolve makes the DNS server answer by r, and returns what it answered by before.
+// dnsLimits are of what the kernel lets through, and of TCP.
+func dnsLimits(plan *Plan) dns.Limits {
+	return dns.Limits{Queries: int(plan.Config.PerClient.DNSQueries)}
+}
+
+// resolve makes the gateway and the DNS server look names up by r, and returns what they did by before. Without r the
+// DNS server goes on as it did, for as long as the kernel brings it questions: dismissDNS.
 func (g *gateway) resolve(r *resolution) (before *resolution) {
 	if r != nil {
 		g.dns.Use(r.resolver)
 	}
 	return g.resolution.Swap(r)
+}
+
+// dismissDNS lets the DNS server forget what it answered by, if no questions are brought to it any more.
+func (g *gateway) dismissDNS() {
+	if g.dns != nil && g.resolution.Load() == nil {
+		g.dns.Use(nil)
+	}
 }
 
 // lookup finds the addresses of a host that the gateway itself needs.
