@@ -38,6 +38,13 @@ func parseHost(host string) (netip.Addr, error) {
 	return netip.Addr{}, nil
 }
 
+// lacksZone says that an address begins on whichever link one looks (RFC 4007 section 6): without a zone
+// the kernel refuses to send there.
+func lacksZone(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == ""
+}
+
 // validName takes names of hosts. One with a number at its end is read as an address by some and not
 // by others (2130706433, 0x7f.1), so that is none.
 func validName(name string) bool {

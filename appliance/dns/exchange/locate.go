@@ -120,7 +120,7 @@ func (l *locator) known() []netip.Addr {
 func usable(list []netip.Addr) []netip.Addr {
 	var kept []netip.Addr
 	for _, a := range list {
-		if a = a.Unmap(); a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !slices.Contains(kept, a) {
+		if a = a.Unmap(); a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !lacksZone(a) && !slices.Contains(kept, a) {
 			kept = append(kept, a)
 		}
 	}

@@ -69,7 +69,7 @@ func TestLocatorFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, times := locating(func(int) ([]string, time.Duration, error) {
 			time.Sleep(100 * time.Millisecond)
-			return []string{"0.0.0.0", "ff02::1"}, time.Hour, nil
+			return []string{"0.0.0.0", "ff02::1", "fe80::1"}, time.Hour, nil
 		})
 		var all sync.WaitGroup
 		for range 50 {

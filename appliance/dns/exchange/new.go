@@ -91,8 +91,13 @@ func (u *Upstream) place(address netip.Addr, o Options) error {
 	switch given := len(o.Addresses); {
 	case address.IsValid() && given+len(o.Bootstrap) > 0:
 		return fmt.Errorf("the host %s is an address already: leave out addresses and bootstrap", address)
+	case lacksZone(address):
+		return fmt.Errorf("%[1]s is on every link: write the server's global or unique local address, or [%[1]s%%25eth0] with its interface", address)
 	case address.IsValid():
 	case given > 0:
+		if i := slices.IndexFunc(o.Addresses, lacksZone); i >= 0 {
+			return fmt.Errorf("addresses: %s is on every link: write the server's global or unique local address", o.Addresses[i])
+		}
 		if list = usable(o.Addresses); len(list) < given {
 			return fmt.Errorf("addresses: one of %v is there twice or is not the address of a server, or there are more than %d", o.Addresses, maxAddresses)
 		}
@@ -154,6 +159,9 @@ func lookUp(o Options, life *life) (func(context.Context, string) ([]netip.Addr,
 	for _, b := range o.Bootstrap {
 		if !b.IsValid() || b.Port() == 0 || b.Addr().IsUnspecified() || b.Addr().IsMulticast() {
 			return nil, fmt.Errorf("bootstrap: %s is not the address and port of a server", b)
+		}
+		if lacksZone(b.Addr()) {
+			return nil, fmt.Errorf("bootstrap: %s is on every link: write the server's global or unique local address", b.Addr())
 		}
 		servers.fixed = append(servers.fixed, unmap(b))
 	}

@@ -26,6 +26,8 @@ func TestNew(t *testing.T) {
 		{"udp://192.0.2.53", "udp://192.0.2.53:53", "", false},
 		{"udp://[2001:db8::53]:5353/", "udp://[2001:db8::53]:5353", "", false},
 		{"udp://[::ffff:192.0.2.53]", "udp://192.0.2.53:53", "", false},
+		{"udp://[fe80::53%25eth0]", "udp://[fe80::53%eth0]:53", "", false},
+		{"udp://169.254.1.1", "udp://169.254.1.1:53", "", false},
 		{"tcp://DNS.example.", "tcp://dns.example:53", "", true},
 		{"tls://dns.example", "tls://dns.example:853", "", true},
 		{"quic://dns.example:8853", "quic://dns.example:8853", "", true},
@@ -111,6 +113,9 @@ func TestRefused(t *testing.T) {
 		{"tls://192.0.2.53", Options{ServerName: "a b"}, `server_name: "a b" is neither an address nor a host name`},
 		{"udp://192.0.2.53", Options{Addresses: addresses("192.0.2.1")}, "the host 192.0.2.53 is an address already: leave out addresses and bootstrap"},
 		{"udp://192.0.2.53", Options{Bootstrap: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53")}}, "the host 192.0.2.53 is an address already"},
+		{"udp://[fe80::1]", Options{}, "fe80::1 is on every link: write the server's global or unique local address, or [fe80::1%25eth0] with its interface"},
+		{"tls://dns.example", Options{Addresses: addresses("192.0.2.1", "fe80::1")}, "addresses: fe80::1 is on every link: write the server's global or unique local address"},
+		{"tls://dns.example", Options{Bootstrap: []netip.AddrPort{netip.MustParseAddrPort("[fe80::1]:53")}}, "bootstrap: fe80::1 is on every link: write the server's global or unique local address"},
 		{"udp://dns.example", Options{Addresses: addresses("::")}, "addresses: "},
 		{"udp://dns.example", Options{Bootstrap: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:0")}}, "bootstrap: 192.0.2.1:0 is not the address and port of a server"},
 	} {
