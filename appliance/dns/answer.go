@@ -21,6 +21,7 @@ type answer struct {
 	records   []dns.RR // aliases first
 	authority []dns.RR // what proves a negative answer, and DNSSEC's proofs
 	ttl       time.Duration
+	cut       bool // there were more records than are taken
 }
 
 // maxChain is how many aliases are followed. Resolvers give up between 8 and 17.
@@ -41,11 +42,12 @@ func accept(a *ask, m *dns.Msg) (*answer, error) {
 		return nil, fmt.Errorf("the answer is %s", rcodeText(m.Rcode))
 	}
 	got := &answer{qtype: a.qtype, rcode: m.Rcode, authentic: m.AuthenticatedData}
+	sets, taken := recordSets(m.Answer), make(recordSet)
 	owner, ended := a.name, false
 	for {
 		got.names = append(got.names, strings.TrimSuffix(owner, "."))
 		var next string
-		next, ended = got.follow(a, owner, m.Answer)
+		next, ended = got.follow(a, owner, sets, taken)
 		if ended || next == "" {
 			break
 		}
@@ -57,6 +59,7 @@ func accept(a *ask, m *dns.Msg) (*answer, error) {
 	if ended && m.Rcode == dns.RcodeNameError {
 		return nil, errors.New("the answer says that the name does not exist, and what it has")
 	}
+	got.bound()
 	got.takeAuthority(a, owner, ended, m.Ns)
 	got.takeTTL(ended)
 	return got, nil
@@ -69,67 +72,132 @@ func rcodeText(rcode int) string {
 	return fmt.Sprint("rcode ", rcode)
 }
 
-// follow takes the records of one owner. It returns the name that the owner is an alias of, or that the
-// chain ended with records of the type that was asked for.
-func (got *answer) follow(a *ask, owner string, records []dns.RR) (next string, ended bool) {
-	var alias *dns.CNAME
+const (
+	// maxRecords bounds the records of one owner and type, and the proofs, that are taken from a message. Each
+	// costs every client memory and the kernel a name; real sets have a tenth of it.
+	maxRecords = 128
+	// maxAddresses bounds the addresses that one answer gives, and teaches: they are the same.
+	maxAddresses = 128
+)
+
+// place is where records of one set are.
+type place struct {
+	owner string // in lower case
+	rtype uint16
+}
+
+// recordSets sorts a message's records, so that a chain is followed without reading all of them for each
+// alias. It looks at each record once.
+func recordSets(records []dns.RR) map[place][]dns.RR {
+	sets := make(map[place][]dns.RR)
 	for _, record := range records {
 		h := record.Header()
 		if h.Class != dns.ClassINET {
 			continue
 		}
-		at := strings.EqualFold(h.Name, owner)
-		switch {
-		case at && h.Rrtype == a.qtype && !sliceHas(got.records, record):
-			got.take(record)
-			ended = true
-		case at && h.Rrtype == dns.TypeCNAME && alias == nil:
-			alias, _ = record.(*dns.CNAME)
-		case h.Rrtype == dns.TypeDNAME && isBelow(strings.TrimSuffix(owner, "."), lowerName(h.Name)) && !sliceHas(got.records, record):
-			got.take(record)
+		p := place{strings.ToLower(h.Name), h.Rrtype}
+		sets[p] = append(sets[p], record)
+	}
+	return sets
+}
+
+// follow takes the records of one owner. It returns the name that the owner is an alias of, or that the
+// chain ended with records of the type that was asked for.
+func (got *answer) follow(a *ask, owner string, sets map[place][]dns.RR, taken recordSet) (next string, ended bool) {
+	ended = got.take(sets[place{owner, a.qtype}], taken) > 0
+	above := parents(owner)
+	for _, parent := range above {
+		got.take(sets[place{parent, dns.TypeDNAME}], taken)
+	}
+	if aliases := sets[place{owner, dns.TypeCNAME}]; !ended && len(aliases) > 0 {
+		if alias, ok := aliases[0].(*dns.CNAME); ok {
+			got.take(aliases[:1], taken)
+			next = strings.ToLower(alias.Target)
 		}
 	}
-	if !ended && alias != nil {
-		got.take(alias)
-		next = strings.ToLower(alias.Target)
-	}
 	if a.do {
-		got.takeSignatures(owner, records)
+		got.take(signatures(sets[place{owner, dns.TypeRRSIG}], got.qtype, dns.TypeCNAME), taken)
+		for _, parent := range above {
+			got.take(signatures(sets[place{parent, dns.TypeRRSIG}], dns.TypeDNAME), taken)
+		}
 	}
 	return next, ended
 }
 
-func (got *answer) takeSignatures(owner string, records []dns.RR) {
+// parents are a name and the zones that it may be in, but not the root.
+func parents(name string) []string {
+	var all []string
+	for _, at := range dns.Split(name) {
+		all = append(all, name[at:])
+	}
+	return all
+}
+
+// signatures are those of some types' records.
+func signatures(records []dns.RR, covered ...uint16) []dns.RR {
+	var some []dns.RR
 	for _, record := range records {
-		s, ok := record.(*dns.RRSIG)
-		if !ok || sliceHas(got.records, record) {
-			continue
-		}
-		at := strings.EqualFold(s.Hdr.Name, owner) && (s.TypeCovered == got.qtype || s.TypeCovered == dns.TypeCNAME)
-		above := s.TypeCovered == dns.TypeDNAME && isBelow(strings.TrimSuffix(owner, "."), lowerName(s.Hdr.Name))
-		if at || above {
-			got.take(record)
+		if s, ok := record.(*dns.RRSIG); ok && slices.Contains(covered, s.TypeCovered) {
+			some = append(some, s)
 		}
 	}
+	return some
 }
 
-func sliceHas(records []dns.RR, record dns.RR) bool {
-	return slices.ContainsFunc(records, func(r dns.RR) bool { return dns.IsDuplicate(r, record) })
-}
+// recordSet tells which records there are, by their wire form without the TTL.
+type recordSet map[string]bool
 
-// take keeps a copy: an upstream's message may be shared, and answers are changed. Owners are in lower case,
-// so that all of them are one name when the message is compressed.
-func (got *answer) take(record dns.RR) {
-	record = dns.Copy(record)
-	record.Header().Name = strings.ToLower(record.Header().Name)
-	if alias, ok := record.(*dns.CNAME); ok {
-		alias.Target = strings.ToLower(alias.Target)
+// add reports whether a record is new. One that has no wire form always is: nobody will get it.
+func (s recordSet) add(record dns.RR) bool {
+	ttl := record.Header().Ttl
+	record.Header().Ttl = 0
+	wire := make([]byte, dns.Len(record)+1)
+	n, err := dns.PackRR(record, wire, 0, nil, false)
+	record.Header().Ttl = ttl
+	if err != nil {
+		return true
 	}
-	got.records = append(got.records, record)
+	if s[string(wire[:n])] {
+		return false
+	}
+	s[string(wire[:n])] = true
+	return true
+}
+
+// take keeps copies, and says of how many records that are new: an upstream's message may be shared, and
+// answers are changed. Owners are in lower case, so that all of them are one name when the message is
+// compressed. A set that is cut is not the one that was signed.
+func (got *answer) take(records []dns.RR, taken recordSet) (n int) {
+	for _, record := range records {
+		if n == maxRecords {
+			got.authentic, got.cut = false, true
+			break
+		}
+		record = dns.Copy(record)
+		record.Header().Name = strings.ToLower(record.Header().Name)
+		if alias, ok := record.(*dns.CNAME); ok {
+			alias.Target = strings.ToLower(alias.Target)
+		}
+		if taken.add(record) {
+			got.records = append(got.records, record)
+			n++
+		}
+	}
+	return n
+}
+
+// bound drops the addresses beyond those that an answer may have.
+func (got *answer) bound() {
+	n := 0
+	got.filter(func(netip.Addr) bool { n++; return n > maxAddresses })
+	if got.cut {
+		got.unsign()
+	}
 }
 
 // takeAuthority keeps the SOA record of a negative answer, if the zone has the name at all, and the proofs.
 func (got *answer) takeAuthority(a *ask, last string, ended bool, records []dns.RR) {
+	taken := make(recordSet)
 	for _, record := range records {
 		h := record.Header()
 		if h.Class != dns.ClassINET {
@@ -145,10 +213,15 @@ func (got *answer) takeAuthority(a *ask, last string, ended bool, records []dns.
 			covered := record.TypeCovered
 			wanted = a.do && (covered == dns.TypeNSEC || covered == dns.TypeNSEC3 || covered == dns.TypeSOA && !ended)
 		}
-		if wanted && !sliceHas(got.authority, record) {
-			record = dns.Copy(record)
-			h := record.Header()
-			h.Name = strings.ToLower(h.Name)
+		if !wanted {
+			continue
+		}
+		if len(got.authority) == maxRecords {
+			return
+		}
+		record = dns.Copy(record)
+		record.Header().Name = strings.ToLower(record.Header().Name)
+		if taken.add(record) {
 			got.authority = append(got.authority, record)
 		}
 	}

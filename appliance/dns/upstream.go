@@ -29,6 +29,9 @@ func (u *upstream) ask(ctx context.Context, a *ask) (*answer, error) {
 	m, err := u.exchanger.Exchange(ctx, q)
 	var got *answer
 	if err == nil {
+		err = ctx.Err() // nobody waits for what reading it would tell
+	}
+	if err == nil {
 		got, err = accept(a, m)
 	}
 	if err != nil {
