@@ -16,6 +16,7 @@ type entry struct {
 	rcode     int
 	authentic bool
 	failed    bool         // no answer at all: the upstream failed
+	refused   bool         // failed because who asked has too much under way; never in the cache
 	stored    int64        // monotonic, nanoseconds
 	life      int64        // nanoseconds; 0: for those who wait for it and nobody else
 	addrs     []netip.Addr // of the name, if they were asked for

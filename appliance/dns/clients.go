@@ -21,7 +21,27 @@ const (
 	reserved = 16
 )
 
-// clients knows who asks. Fairness is by address: what one device asks must not cost others an answer.
+// device is who is held to account for questions. One device has as many addresses as it likes: those of a
+// MAC address are one, and where that is not known those of an IPv6 subnet, because a device makes up the
+// other 64 bits (RFC 8981). The zero value is the gateway itself.
+type device struct {
+	mac     policy.MAC
+	address netip.Prefix
+}
+
+// deviceOf is the device of an address whose MAC address is zero if it is not known.
+func deviceOf(addr netip.Addr, mac policy.MAC) device {
+	if mac != (policy.MAC{}) {
+		return device{mac: mac}
+	}
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	return device{address: netip.PrefixFrom(addr.WithZone(""), bits).Masked()}
+}
+
+// clients knows who asks. Fairness is by device: what one asks must not cost others an answer.
 type clients struct {
 	limits Limits
 	allow  func(netip.Addr) bool
@@ -30,6 +50,7 @@ type clients struct {
 	mu          sync.Mutex
 	all         map[[16]byte]*client
 	outstanding int
+	devices     map[device]int // queries that wait for something; no zeros
 }
 
 // client is guarded by clients.mu.
@@ -40,7 +61,8 @@ type client struct {
 	checked     int64 // monotonic
 	seen        int64
 	rate        bucket
-	outstanding int
+	device      device
+	outstanding int // while there are any it is not forgotten
 }
 
 // bucket enforces a rate (the generic cell rate algorithm, ITU-T I.371). Its zero value is full.
@@ -57,12 +79,13 @@ func (b *bucket) take(now int64, perSecond int) bool {
 }
 
 func newClients(o Options) *clients {
-	return &clients{limits: o.Limits, allow: o.Allow, facts: o.ClientFacts, all: make(map[[16]byte]*client)}
+	return &clients{limits: o.Limits, allow: o.Allow, facts: o.ClientFacts, all: make(map[[16]byte]*client), devices: make(map[device]int)}
 }
 
 // admission is a client's right to have one query under way; clients.leave gives it back.
 type admission struct {
 	client   *client
+	device   device
 	view     *view
 	resolver *Resolver
 }
@@ -93,7 +116,7 @@ func (c *clients) enter(addr *[16]byte, r *Resolver, v *view) (admission, Reason
 	if k == nil {
 		return admission{}, Overloaded // others were in need of its place
 	}
-	return c.seat(k, admission{k, v, r})
+	return c.seat(k, admission{k, k.device, v, r})
 }
 
 // admit learns who a client is, if need be, and admits a query.
@@ -103,10 +126,10 @@ func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (admission, Reaso
 	k := c.get(addr, now)
 	if k.generation != r.generation || now-k.checked > believed {
 		c.mu.Unlock()
-		allowed, v := c.identify(netip.AddrFrom16(addr).Unmap(), r)
+		allowed, d, v := c.identify(netip.AddrFrom16(addr).Unmap(), r)
 		c.mu.Lock()
 		k = c.get(addr, now) // it may have been forgotten meanwhile
-		k.allowed, k.view, k.generation, k.checked = allowed, v, r.generation, now
+		k.allowed, k.device, k.view, k.generation, k.checked = allowed, d, v, r.generation, now
 	}
 	k.seen = now
 	switch {
@@ -115,18 +138,19 @@ func (c *clients) admit(addr [16]byte, r *Resolver, now int64) (admission, Reaso
 	case !k.rate.take(now, c.limits.Queries):
 		return admission{}, ClientRate
 	}
-	return c.seat(k, admission{k, k.view, r})
+	return c.seat(k, admission{k, k.device, k.view, r})
 }
 
-// seat counts a query as under way, if the client may have one more.
+// seat counts a query as under way, if the device may have one more.
 func (c *clients) seat(k *client, a admission) (admission, Reason) {
 	switch {
-	case k.outstanding >= c.limits.Outstanding:
+	case c.devices[a.device] >= c.limits.Outstanding:
 		return admission{}, ClientLimit
-	case c.outstanding >= maxOutstanding*3/4 && k.outstanding >= reserved, c.outstanding >= maxOutstanding:
+	case c.outstanding >= maxOutstanding*3/4 && c.devices[a.device] >= reserved, c.outstanding >= maxOutstanding:
 		return admission{}, Overloaded
 	}
 	k.outstanding++
+	c.devices[a.device]++
 	c.outstanding++
 	return a, 0
 }
@@ -136,18 +160,34 @@ func (c *clients) leave(a admission) {
 	defer c.mu.Unlock()
 	c.outstanding--
 	a.client.outstanding--
+	if c.devices[a.device]--; c.devices[a.device] == 0 {
+		delete(c.devices, a.device)
+	}
 }
 
-func (c *clients) identify(addr netip.Addr, r *Resolver) (bool, *view) {
+func (c *clients) identify(addr netip.Addr, r *Resolver) (bool, device, *view) {
 	if !c.allow(addr) {
-		return false, nil
+		return false, device{}, nil
 	}
 	flow := policy.Flow{Source: netip.AddrPortFrom(addr, 0)}
-	if c.facts != nil && r.views.asks {
+	if c.facts != nil {
 		flow.SourceMAC, flow.Interface = c.facts(addr)
 	}
+	d := deviceOf(addr, flow.SourceMAC)
+	if !r.views.asks {
+		flow.SourceMAC, flow.Interface = policy.MAC{}, ""
+	}
 	v, err := r.views.of(flow)
-	return err == nil, v
+	return err == nil, d, v
+}
+
+// device finds out who has an address.
+func (c *clients) device(addr netip.Addr) device {
+	var mac policy.MAC
+	if c.facts != nil {
+		mac, _ = c.facts(addr)
+	}
+	return deviceOf(addr, mac)
 }
 
 // get finds a client or makes room for it: of some silent ones, the one that was so for longest is

@@ -142,9 +142,10 @@ type Options struct {
 	Limits Limits
 }
 
-// Limits bounds what one client may hold, so that a flood costs nobody else anything. 0 is the default.
+// Limits bounds what one device may hold, so that a flood costs nobody else anything. A device is a MAC
+// address, or where ClientFacts knows none an IPv4 address or an IPv6 subnet of 64 bits. 0 is the default.
 type Limits struct {
-	Queries     int // a second; beyond it they are dropped. 250,000
+	Queries     int // of one address a second; beyond it they are dropped. 250,000
 	Outstanding int // queries that wait for an upstream; beyond it they are dropped. 512
 	Connections int // TCP; beyond it new ones are reset. 32
 }

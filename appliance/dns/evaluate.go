@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -93,7 +94,9 @@ func (r *Resolver) exchange(ctx context.Context, a *ask, p *plan) *entry {
 		asked = append(asked, name)
 		got, err := r.upstreams[name].ask(ctx, a)
 		if err != nil {
-			return r.failure(a)
+			e := r.failure(a)
+			e.refused = errors.Is(err, errBusy)
+			return e
 		}
 		rule := r.responseRule(a.view, got.names, got.addresses(), name, asked)
 		if rule >= 0 {

@@ -71,6 +71,7 @@ type ask struct {
 	qtype  uint16
 	do, cd bool
 	view   *view
+	from   device // who is held to account, which the answer does not depend on
 }
 
 // appendKey appends the key of a question. Its name is in wire form, of any case.
@@ -153,7 +154,7 @@ func NewResolver(s Settings) (*Resolver, error) {
 		r.hosts[lowerName(name)] = addrs
 	}
 	for name, exchanger := range s.Upstreams {
-		r.upstreams[name] = &upstream{name: name, exchanger: exchanger, log: s.Log}
+		r.upstreams[name] = &upstream{name: name, exchanger: exchanger, log: s.Log, devices: make(map[device]int)}
 		if l, ok := exchanger.(located); ok {
 			r.located = append(r.located, l)
 		}
@@ -229,11 +230,15 @@ func (r *Resolver) Close() {
 
 // flight is the work on one question. Whoever asks the same meanwhile waits for it.
 type flight struct {
+	from  device
 	done  chan struct{}
 	entry *entry // set when done
 }
 
-var errClosed = errors.New("the resolver has been closed")
+var (
+	errClosed = errors.New("the resolver has been closed")
+	errBusy   = errors.New("who asks has too many questions under way")
+)
 
 // join starts work on a question, or finds who does it.
 func (r *Resolver) join(a *ask) (*flight, error) {
@@ -245,14 +250,14 @@ func (r *Resolver) join(a *ask) (*flight, error) {
 	if r.closed {
 		return nil, errClosed
 	}
-	f := &flight{done: make(chan struct{})}
+	f := &flight{from: a.from, done: make(chan struct{})}
 	r.flights[string(a.key)] = f
 	r.flying.Go(func() {
 		defer close(f.done)
 		ctx, cancel := context.WithTimeout(r.ctx, exchangeTime)
 		defer cancel()
 		f.entry = r.evaluate(ctx, a)
-		if r.ctx.Err() == nil {
+		if r.ctx.Err() == nil && !f.entry.refused {
 			r.cache.put(f.entry, monotonic())
 		}
 		r.mu.Lock()
@@ -286,26 +291,33 @@ func (r *Resolver) resolve(ctx context.Context, a *ask) (resolved, error) {
 	case waiting:
 		return resolved{entry: old, cached: true, late: true}, nil
 	}
-	f, err := r.join(a)
-	if err != nil {
-		return resolved{}, err
-	}
 	var impatient <-chan time.Time
 	if old != nil {
 		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		impatient = timer.C
 	}
-	select {
-	case <-f.done:
-		if f.entry.failed && old != nil {
-			return resolved{entry: old, cached: true, late: true}, nil
+	for {
+		f, err := r.join(a)
+		if err != nil {
+			return resolved{}, err
 		}
-		return resolved{entry: f.entry}, nil
-	case <-impatient:
-		return resolved{entry: old, cached: true, late: true}, nil
-	case <-ctx.Done():
-		return resolved{}, ctx.Err()
+		select {
+		case <-f.done:
+		case <-impatient:
+			return resolved{entry: old, cached: true, late: true}, nil
+		case <-ctx.Done():
+			return resolved{}, ctx.Err()
+		}
+		switch {
+		case f.entry.failed && old != nil:
+			return resolved{entry: old, cached: true, late: true}, nil
+		case f.entry.refused && f.from == a.from:
+			return resolved{}, errBusy
+		case !f.entry.refused:
+			return resolved{entry: f.entry}, nil
+		}
+		// Somebody else's excess is none of ours.
 	}
 }
 

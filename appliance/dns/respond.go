@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -85,6 +86,7 @@ type arrival struct {
 	client    [16]byte
 	limit     func(*query) int // how long the answer may be
 	admission admission        // zero: the client has to be identified
+	known     func()           // nil, or called when it has been; any number of times
 }
 
 // respond answers a query, and waits for what it needs. An answer of no bytes is silence.
@@ -105,14 +107,21 @@ func (s *Server) respond(ctx context.Context, in arrival) []byte {
 				return s.servfail(&q)
 			}
 			var reason Reason
-			if seat, reason = s.clients.admit(in.client, r, monotonic()); reason != 0 {
+			seat, reason = s.clients.admit(in.client, r, monotonic())
+			if in.known != nil {
+				in.known()
+			}
+			if reason != 0 {
 				s.counters.drop(reason, 1)
 				return nil
 			}
 		}
-		answer, failed := s.attempt(ctx, seat, in, &q, rcode)
+		answer, failed, reason := s.attempt(ctx, seat, in, &q, rcode)
 		s.clients.leave(seat)
 		switch {
+		case reason != 0:
+			s.counters.drop(reason, 1)
+			return nil
 		case s.ctx.Err() != nil:
 			return nil // the client will ask again, and the next daemon answer
 		case failed && s.resolver.Load() != seat.resolver:
@@ -125,25 +134,30 @@ func (s *Server) respond(ctx context.Context, in arrival) []byte {
 	}
 }
 
-// attempt answers a query by one resolver. If failed is true the answer is SERVFAIL.
-func (s *Server) attempt(ctx context.Context, seat admission, in arrival, q *query, rcode int) (answer []byte, failed bool) {
+// attempt answers a query by one resolver. If failed is true the answer is SERVFAIL; with a reason there is
+// none.
+func (s *Server) attempt(ctx context.Context, seat admission, in arrival, q *query, rcode int) (answer []byte, failed bool, dropped Reason) {
 	r := seat.resolver
 	if rcode == dns.RcodeSuccess {
 		rcode = q.refusal()
 	}
 	if rcode != dns.RcodeSuccess {
-		return q.appendBare(nil, rcode, 0), false
+		return q.appendBare(nil, rcode, 0), false, 0
 	}
 	a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), seat.view)
 	if err != nil {
-		return q.appendBare(nil, dns.RcodeFormatError, 0), false
+		return q.appendBare(nil, dns.RcodeFormatError, 0), false, 0
 	}
+	a.from = seat.device
 	if s.circular(r, a, in.client) {
-		return q.appendBare(nil, dns.RcodeServerFailure, 0), true
+		return q.appendBare(nil, dns.RcodeServerFailure, 0), true, 0
 	}
 	e, err := r.resolve(ctx, a)
+	if errors.Is(err, errBusy) {
+		return nil, false, ClientLimit
+	}
 	if err != nil {
-		return q.appendBare(nil, dns.RcodeServerFailure, 0), true
+		return q.appendBare(nil, dns.RcodeServerFailure, 0), true, 0
 	}
 	if e.renew {
 		s.work.Go(func() { r.renew(a) })
@@ -158,9 +172,9 @@ func (s *Server) attempt(ctx context.Context, seat admission, in arrival, q *que
 	}
 	if err := s.teach(ctx, r, &e, in.client, left); err != nil {
 		s.log.Debug("answer withheld", "name", a.host, "client", netip.AddrFrom16(in.client).Unmap(), "error", err)
-		return q.appendBare(nil, dns.RcodeServerFailure, 0), true
+		return q.appendBare(nil, dns.RcodeServerFailure, 0), true, 0
 	}
-	return s.appendEntry(nil, q, e.entry, left, in.limit(q)), e.failed
+	return s.appendEntry(nil, q, e.entry, left, in.limit(q)), e.failed, 0
 }
 
 // circular reports that an upstream asks us what we are asking it: it is behind us, and its own questions

@@ -57,7 +57,7 @@ func (d *desk) wire(client netip.Addr, packet []byte) (answer []byte, quick bool
 	if how == answered {
 		return answer, true
 	}
-	return d.server.respond(d.server.ctx, arrival{packet, addr, (*query).limit, seat}), false
+	return d.server.respond(d.server.ctx, arrival{packet, addr, (*query).limit, seat, nil}), false
 }
 
 // send sends a query and reads the answer; nil is silence.

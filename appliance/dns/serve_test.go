@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"sidegate/appliance/policy"
 )
 
 // dig asks as users do, by UDP and TCP, IPv4 and IPv6, whatever resolver they mean.
@@ -345,5 +347,34 @@ func TestServeWaits(t *testing.T) {
 	n.stop()
 	if l.ended.Load() != 1 {
 		t.Error("Serve returned before Learn did")
+	}
+}
+
+// A device's connections are counted together, from whichever of its addresses they come.
+func TestConnectionLimitIsOfADevice(t *testing.T) {
+	n := newNetwork(t)
+	z := newZone(t, "www.example. 60 A 192.0.2.1")
+	facts := func(a netip.Addr) (policy.MAC, string) {
+		if a == other4 {
+			return policy.MAC{2, 0, 0, 0, 0, 4}, ""
+		}
+		return policy.MAC{2, 0, 0, 0, 0, 3}, ""
+	}
+	n.serve(Options{Learner: new(pupil), ClientFacts: facts, Limits: Limits{Connections: 1}}, newResolver(t, Settings{Upstreams: map[string]Exchanger{"up": z}, Default: "up"}))
+	asks := func(c *dns.Conn) error {
+		if err := c.WriteMsg(question("www.example", dns.TypeA)); err != nil {
+			return err
+		}
+		_, err := c.ReadMsg()
+		return err
+	}
+	if err := asks(n.connect(client4, asked4)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := n.dial(client6, asked6); err == nil && asks(c) == nil { // the reset may overtake connect
+		t.Error("a second connection was served to the device's other address")
+	}
+	if err := asks(n.connect(other4, asked4)); err != nil {
+		t.Errorf("the other device: %v", err)
 	}
 }

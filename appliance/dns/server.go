@@ -33,7 +33,7 @@ type Server struct {
 
 	ctx       context.Context // of Serve
 	work      sync.WaitGroup  // queries under way, and renewals
-	strangers atomic.Int64    // datagrams whose clients are being identified, until they are answered
+	strangers atomic.Int64    // datagrams whose clients are being identified
 
 	retired struct {
 		mu        sync.Mutex

@@ -34,12 +34,12 @@ type tcp struct {
 	listeners []*net.TCPListener // IPv4, then IPv6 where the box has it
 
 	mu      sync.Mutex
-	clients map[netip.Addr]int // connections
+	devices map[device]int // connections
 	open    map[*net.TCPConn]bool
 }
 
 func listenTCP(s *Server) (_ *tcp, err error) {
-	t := &tcp{server: s, clients: make(map[netip.Addr]int), open: make(map[*net.TCPConn]bool)}
+	t := &tcp{server: s, devices: make(map[device]int), open: make(map[*net.TCPConn]bool)}
 	defer func() {
 		if err != nil {
 			t.close()
@@ -121,14 +121,15 @@ func (t *tcp) accept(ctx context.Context, l *net.TCPListener, serving *sync.Wait
 		switch {
 		case err == nil:
 			client := addressOf(c.RemoteAddr())
-			if reason := t.admit(c, client.Addr()); reason != 0 {
+			from := t.server.clients.device(client.Addr())
+			if reason := t.admit(c, client.Addr(), from); reason != 0 {
 				t.server.counters.drop(reason, 1)
 				c.SetLinger(0)
 				c.Close()
 				continue
 			}
 			serving.Go(func() {
-				defer t.released(c, client.Addr())
+				defer t.released(c, from)
 				t.converse(ctx, c, client.Addr())
 			})
 		case ctx.Err() != nil:
@@ -147,7 +148,7 @@ func (t *tcp) accept(ctx context.Context, l *net.TCPListener, serving *sync.Wait
 
 // admit counts a connection until released. One to our own listener was opened by somebody on this box: a
 // transparent socket's local address is where the client wanted to go.
-func (t *tcp) admit(c *net.TCPConn, client netip.Addr) Reason {
+func (t *tcp) admit(c *net.TCPConn, client netip.Addr, from device) Reason {
 	for _, l := range t.listeners {
 		if addressOf(c.LocalAddr()) == addressOf(l.Addr()) {
 			return NotAllowed
@@ -159,23 +160,23 @@ func (t *tcp) admit(c *net.TCPConn, client netip.Addr) Reason {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case t.clients[client] >= t.server.options.Limits.Connections:
+	case t.devices[from] >= t.server.options.Limits.Connections:
 		return ClientLimit
 	case len(t.open) >= maxConnections:
 		return Overloaded
 	}
-	t.clients[client]++
+	t.devices[from]++
 	t.open[c] = true
 	t.server.counters.connections.Add(1)
 	return 0
 }
 
-func (t *tcp) released(c *net.TCPConn, client netip.Addr) {
+func (t *tcp) released(c *net.TCPConn, from device) {
 	c.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.clients[client]--; t.clients[client] == 0 {
-		delete(t.clients, client)
+	if t.devices[from]--; t.devices[from] == 0 {
+		delete(t.devices, from)
 	}
 	delete(t.open, c)
 	t.server.counters.connections.Add(-1)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -106,21 +107,20 @@ func (l *udpListener) arrived(i int, now int64) {
 	case how == strange && s.strangers.Load() >= maxStrangers:
 		s.counters.drop(Overloaded, 1)
 	case how != answered:
-		l.wait(arrival{slices.Clone(packet), addr, (*query).limit, seat}, l.batch.peers[i])
+		l.wait(arrival{slices.Clone(packet), addr, (*query).limit, seat, nil}, l.batch.peers[i])
 	}
 }
 
 // wait answers a query that has to wait for something.
 func (l *udpListener) wait(in arrival, p peer) {
 	s := l.server
-	isStrange := in.admission.client == nil
-	if isStrange {
+	in.known = func() {}
+	if in.admission.client == nil {
 		s.strangers.Add(1)
+		in.known = sync.OnceFunc(func() { s.strangers.Add(-1) })
 	}
 	s.work.Go(func() {
-		if isStrange {
-			defer s.strangers.Add(-1)
-		}
+		defer in.known()
 		answer := s.respond(s.ctx, in)
 		if len(answer) > 0 && p.sendTo(l.fd, l.family, answer) != nil {
 			s.counters.drop(SendFailed, 1)

@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,10 +17,51 @@ type upstream struct {
 	log               *slog.Logger
 	queries, failures atomic.Uint64
 	warning           occasion
+
+	mu       sync.Mutex
+	underWay int
+	devices  map[device]int // questions under way; no zeros
 }
 
-// ask asks the upstream and returns what of its answer is believed.
+const (
+	// maxAsking is how many questions of all devices together are under way at an upstream. It takes more,
+	// but lets them wait.
+	maxAsking = 1000
+	// maxAskingEach is how many of one device are. Names whose servers are black holes keep an upstream busy
+	// for as long as it is waited for.
+	maxAskingEach = 128
+)
+
+// enter counts a question as under way, if the device may have one more. When much is, those who have
+// little still may.
+func (u *upstream) enter(d device) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := u.devices[d]
+	if n >= maxAskingEach || u.underWay >= maxAsking*3/4 && n >= reserved || u.underWay >= maxAsking {
+		return false
+	}
+	u.devices[d]++
+	u.underWay++
+	return true
+}
+
+func (u *upstream) leave(d device) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.underWay--
+	if u.devices[d]--; u.devices[d] == 0 {
+		delete(u.devices, d)
+	}
+}
+
+// ask asks the upstream and returns what of its answer is believed; errBusy without asking if there are too
+// many questions.
 func (u *upstream) ask(ctx context.Context, a *ask) (*answer, error) {
+	if !u.enter(a.from) {
+		return nil, errBusy
+	}
+	defer u.leave(a.from)
 	u.queries.Add(1)
 	q := new(dns.Msg)
 	q.SetQuestion(a.name, a.qtype)
