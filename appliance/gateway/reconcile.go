@@ -170,12 +170,10 @@ func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *
 		g.resolve(before)
 		undo()
 		abort()
-		g.dismissDNS()
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
 	}
 	commit()
 	g.report("upstreams", unknown)
-	g.dismissDNS()
 	g.retired.Go(before.close)
 	g.warnOfLater(plan)
 	return plan, nil

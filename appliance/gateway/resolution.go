@@ -176,19 +176,12 @@ func dnsLimits(plan *Plan) dns.Limits {
 }
 
 // resolve makes the gateway and the DNS server look names up by r, and returns what they did by before. Without r the
-// DNS server goes on as it did, for as long as the kernel brings it questions: dismissDNS.
+// DNS server goes on as it did, for as long as the kernel brings it questions.
 func (g *gateway) resolve(r *resolution) (before *resolution) {
 	if r != nil {
 		g.dns.Use(r.resolver)
 	}
 	return g.resolution.Swap(r)
-}
-
-// dismissDNS lets the DNS server forget what it answered by, if no questions are brought to it any more.
-func (g *gateway) dismissDNS() {
-	if g.dns != nil && g.resolution.Load() == nil {
-		g.dns.Use(nil)
-	}
 }
 
 // lookup finds the addresses of a host that the gateway itself needs.

@@ -169,6 +169,10 @@ func TestReloadLooksUp(t *testing.T) {
 			t.Errorf("%s: %q", c.host, problems)
 		}
 	}
+	w.reload(t, everythingDirect+answeredBy(two)+"outbounds: { hk: { url: \"socks5://nowhere.test\" } }\n")
+	if problems := w.status(t).Problems; len(problems) != 1 || !strings.Contains(problems[0], "nowhere.test") {
+		t.Errorf("of an upstream that cannot be found it says %q", problems)
+	}
 }
 
 // TestReloadUndone: a reload that fails when everything but the kernel has taken the new configuration leaves nothing of
@@ -181,7 +185,7 @@ func TestReloadUndone(t *testing.T) {
 	stranger := w.stranger(t)
 	w.ip(t, w.box(), "link add side0 type bridge")
 	good := proxy.outbound + "interfaces: { lan: [eth0] }\nrules: [ { port: 80, outbound: hk } ]\ndefault: direct\ndial: domain\n" + answeredBy(one)
-	bad := fmt.Sprintf(`outbounds: { hk: { url: "socks5://proxy.test" } }
+	bad := fmt.Sprintf(`outbounds: { hk: { url: "socks5://proxy.test" }, us: { url: "socks5://nowhere.test" } }
 interfaces: { lan: [eth0, side0] }
 dns: { upstreams: { up: "tcp://%s" }, default: up, allow: [%s] }
 dial: ip
@@ -222,7 +226,7 @@ default: direct
 	if after.Generation != before.Generation || after.Config.Digest != before.Config.Digest || after.Config.ImplicitRules != before.Config.ImplicitRules {
 		t.Errorf("the status was %+v, is %+v", before.Config, after.Config)
 	}
-	if text := strings.Join(after.Problems, "\n"); strings.Contains(text, "proxy.test") {
+	if text := strings.Join(after.Problems, "\n"); strings.Contains(text, "nowhere.test") {
 		t.Errorf("what the refused configuration wanted is a problem: %s", text)
 	}
 	for _, goroutine := range w.dump(t) {
