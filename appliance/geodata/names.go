@@ -1,6 +1,7 @@
 package geodata
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -31,11 +32,17 @@ func (c *content) addName(f *policy.Field, text string) error {
 	if (f == exact || f == suffix) && !isASCII(text) {
 		ascii, err := idna.Lookup.ToASCII(text)
 		if err != nil {
-			return fmt.Errorf("%q has no ASCII form: %w", text, err)
+			return fmt.Errorf("%.60q has no ASCII form: write it as DNS has it (xn--…)", text) // the cause would quote all of it
 		}
 		text = ascii
 	}
 	condition, err := f.Parse(text)
+	if err != nil && len(text) > 100 { // the policy quotes all of it
+		if cause := errors.Unwrap(err); cause != nil && len(cause.Error()) <= 200 {
+			return fmt.Errorf("%s %.60q…: %w", f.Key, text, cause)
+		}
+		return fmt.Errorf("%s %.60q…: it cannot be read", f.Key, text)
+	}
 	if err != nil {
 		return err
 	}
