@@ -91,12 +91,12 @@ func FuzzClientHello(f *testing.F) {
 }
 
 // plausible reports whether a hello has what every client's has, and Go's server looks for only after it has read the name:
-// a session of at most 32 bytes, cipher suites, and compression methods.
+// TLS's major version (DTLS has another), a session of at most 32 bytes, cipher suites, and compression methods.
 func plausible(message []byte) bool {
 	session := int(message[38])
 	suites := message[39+session:]
 	n := int(suites[0])<<8 | int(suites[1])
-	return session <= 32 && n > 0 && suites[2+n] > 0
+	return message[4] == 3 && session <= 32 && n > 0 && suites[2+n] > 0
 }
 
 var errSeen = errors.New("seen")

@@ -80,7 +80,7 @@ func clientHello(b []byte, p Protocol) Result {
 	}
 	r.end += n
 
-	if version := r.take(2); version != nil && version[0] < 3 { // servers ignore how new it says it is (RFC 8446 section 4.1.2)
+	if version := r.take(2); version != nil && version[0] != 3 {
 		r.refuse()
 	}
 	r.take(32) // random
