@@ -128,6 +128,7 @@ func FuzzHTTP1(f *testing.F) {
 	for _, request := range []string{
 		"GET / HTTP/1.1\r\nHost: a.example:80\r\n\r\n", "OPTIONS * HTTP/1.0\nX: y\n z\nhost:\ta.example \n\n",
 		"CONNECT a.example:443 HTTP/1.1\r\nHost: b.example\r\n\r\n", "GET http://u:p@a.example:1/?x HTTP/1.1\r\n\r\n",
+		"GET a://u@/ HTTP/1.1\r\nHost: a.example\r\n\r\n", "CONNECT /@ HTTP/1.1\r\nHost:\r\n a.example\r\n\r\n",
 	} {
 		f.Add(request)
 	}

@@ -27,24 +27,27 @@ func http1(b []byte) Result {
 	case host != "": // it overrides the field: section 3.2.2
 		return named(ProtocolHTTP1, host)
 	}
-	for {
+	for empty := false; ; { // the Host field has begun, and nothing stands in it yet
 		line, b, whole = cutLine(b)
+		field, value, ok := bytes.Cut(line, []byte(":"))
 		switch {
 		case hasControl(line):
 			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
 		case !whole:
 			return Result{Status: More, Protocol: ProtocolHTTP1}
-		case len(line) == 0: // the header's end
+		case len(line) > 0 && (line[0] == ' ' || line[0] == '\t'): // the line before goes on: section 5.2
+			if !empty {
+				continue
+			}
+			value = line
+		case empty, !ok: // no line of the host has one; or the header's end, or what is none
 			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
-		case line[0] == ' ' || line[0] == '\t': // the line before goes on: section 5.2
+		case !isHost(bytes.TrimRight(field, " \t")):
 			continue
 		}
-		field, value, ok := bytes.Cut(line, []byte(":"))
-		if !ok {
-			return Result{Status: Nothing, Protocol: ProtocolHTTP1}
-		}
-		if isHost(bytes.TrimRight(field, " \t")) {
-			return named(ProtocolHTTP1, withoutPort(string(bytes.Trim(value, " \t"))))
+		empty = true
+		if value = bytes.Trim(value, " \t"); len(value) > 0 {
+			return named(ProtocolHTTP1, withoutPort(string(value)))
 		}
 	}
 }
@@ -117,7 +120,7 @@ func requestLine(line []byte, whole bool) (Status, string) {
 	if !whole {
 		return More, ""
 	}
-	return targetHost(string(line[:method]), string(target))
+	return Found, targetHost(string(line[:method]), string(target))
 }
 
 // isMethod is what common servers take in a method. The grammar allows more, such as digits and full stops, and with it the
@@ -128,30 +131,21 @@ func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 func isAlphanumeric(c byte) bool { return isDigit(c) || 'a' <= c|0x20 && c|0x20 <= 'z' }
 
-// targetHost is the host of a target in absolute or authority form, and empty for the other two: RFC 9112 section 3.2.
-func targetHost(method, target string) (Status, string) {
-	if method == "CONNECT" {
-		return authorityHost(target)
+// targetHost is the host of a target in absolute or authority form, and empty for one that leaves it to the Host field: RFC 9112
+// section 3.2.
+func targetHost(method, target string) string {
+	authority := target
+	if method != "CONNECT" {
+		scheme, rest, ok := strings.Cut(target, "://")
+		if !ok || strings.TrimLeft(scheme, schemeBytes) != "" {
+			return ""
+		}
+		authority = rest
 	}
-	if target[0] == '/' || target[0] == '*' {
-		return Found, ""
+	if i := strings.IndexAny(authority, "/?#"); i >= 0 {
+		authority = authority[:i]
 	}
-	scheme, rest, ok := strings.Cut(target, "://")
-	if !ok || strings.TrimLeft(scheme, schemeBytes) != "" {
-		return Nothing, ""
-	}
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
-		rest = rest[:i]
-	}
-	return authorityHost(rest)
+	return withoutPort(authority)
 }
 
 const schemeBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-."
-
-func authorityHost(authority string) (Status, string) {
-	host := withoutPort(authority)
-	if host == "" {
-		return Nothing, ""
-	}
-	return Found, host
-}
