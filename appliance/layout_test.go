@@ -14,20 +14,20 @@ import (
 // layout says which of our packages each package may import, besides policy, which everything may.
 // A package that is not in it is an error: decide where it belongs before it grows roots.
 var layout = map[string][]string{
-	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin", "lab"},
-	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin"},
+	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin", "sysctl", "lab"},
+	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin", "sysctl"},
 	"proxy":    {"sniff", "outbound"},
 	"config":   {"geodata"},
 
 	"policy": {}, "geodata": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
-	"doctor": {}, "admin": {}, "lab": {},
+	"sysctl": {}, "doctor": {"netstate", "sysctl"}, "admin": {}, "lab": {},
 
 	// no part of the product: they measure and try the built program
 	"bench": {"lab", "admin"}, "endtoend": {"lab"},
 }
 
 // pure packages see nothing but the standard library, however indirectly.
-var pure = []string{"policy", "sniff"}
+var pure = []string{"policy", "sniff", "sysctl"}
 
 // owners of a library are the only packages that import it: what it does is theirs alone.
 var owners = map[string][]string{

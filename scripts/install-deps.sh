@@ -28,6 +28,8 @@ test      dnsmasq         dnsmasq-base
 test      nginx           nginx
 test      dig             bind9-dnsutils
 test      dnsperf         dnsperf
+test      radvd           radvd
+test      iptables        iptables
 
 browser   chromium        chromium
 
@@ -45,7 +47,7 @@ generate  llvm-strip-19   llvm-19
 
 # The daemons among these packages: installing a test peer must not leave a server running on the
 # machine, now or after the next boot.
-services='danted squid microsocks iperf3 nftables unbound unbound-resolvconf nginx'
+services='danted squid microsocks iperf3 nftables unbound unbound-resolvconf nginx radvd'
 
 # What a system may lack without being the wrong one: tests that need it are skipped, and say so.
 # Ubuntu has Chromium as a snap only, which cannot be started inside a network namespace.

@@ -71,9 +71,9 @@ func newWorld(t *testing.T, o lab.Options) world {
 }
 
 // start runs the gateway with this configuration; its log is shown if the test fails.
-func (w *world) start(t *testing.T, config string) {
+func (w *world) start(t *testing.T, config string, args ...string) {
 	t.Helper()
-	g, err := w.sidegate().StartGateway(t.Context(), lab.GatewayOptions{Binary: binary, Config: config})
+	g, err := w.sidegate().StartGateway(t.Context(), lab.GatewayOptions{Binary: binary, Config: config, Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,6 +92,15 @@ func (w *world) startProxied(t *testing.T, more ...string) {
 	need(t, err)
 	w.start(t, fmt.Sprintf("interfaces: { lan: auto }\noutbounds:\n  hk: { url: %q }\n%s\ndefault: hk\n",
 		dante.URL("socks5", lab.Credentials{}), strings.Join(more, "\n")))
+}
+
+// run executes a program on a host, which must succeed.
+func run(t *testing.T, on *lab.Host, line string) {
+	t.Helper()
+	words := strings.Fields(line)
+	if _, err := on.Exec(t.Context(), words[0], words[1:]...); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // need fails the test, or skips it where a server is not installed.

@@ -28,6 +28,7 @@ import (
 	"sidegate/appliance/dns"
 	"sidegate/appliance/netstate"
 	"sidegate/appliance/proxy"
+	"sidegate/appliance/sysctl"
 )
 
 // Options are what the command line says. Log is required.
@@ -37,6 +38,8 @@ type Options struct {
 	Socket     admin.SocketOptions // an empty path is admin.DefaultSocket
 	Version    string
 	Log        *slog.Logger
+	// ApplySysctls sets the kernel parameters that are wrong, and puts them back when the gateway is stopped.
+	ApplySysctls bool
 	// Signals steer the gateway: SIGHUP reads the configuration again, SIGTERM and SIGINT stop it and remove
 	// everything, SIGUSR2 stops it and leaves the kernel's state, for a successor to take over.
 	Signals <-chan os.Signal
@@ -80,6 +83,7 @@ type gateway struct {
 	watcher    *netstate.Watcher
 	admin      *admin.Server
 	metrics    *admin.Metrics
+	parameters *sysctl.Keeper // for whoever puts the policy in force
 
 	reloads chan chan<- admin.Reload
 	settled chan struct{} // closed when the reconciler has ended
@@ -225,6 +229,10 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	}
 	g.verdicts.datapath, pupils.datapath = g.datapath, g.datapath
 	undo = append(undo, g.closeDatapath)
+	if g.parameters, err = newKeeper(g.options.Socket.Path); err != nil {
+		return nil, err
+	}
+	undo = append(undo, g.restoreParameters) // before the programs go: what is to be proxied is not forwarded meanwhile
 
 	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
 	if err := g.establish(ctx, plan, g.watcher.Snapshot()); err != nil {

@@ -3,59 +3,97 @@ package gateway
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+
+	"sidegate/appliance/netstate"
+	"sidegate/appliance/sysctl"
 )
 
-// parameter is a kernel setting that a side router depends on.
-type parameter struct {
-	name, want, why string
+// Parameters are the kernel parameters that a box with this configuration needs, with the values that they have.
+func Parameters(p *Plan) ([]sysctl.Setting, error) {
+	snapshot, err := netstate.Read()
+	if err != nil {
+		return nil, err
+	}
+	return sysctl.Read(surround(lanInterfaces(p.Config.Interfaces.LAN, snapshot, nil), snapshot))
 }
 
-// parameters are checked at start and in the status. A name with %s stands for each LAN interface.
-var parameters = []parameter{
-	{"net.ipv4.ip_forward", "1", "direct IPv4 traffic is not forwarded"},
-	{"net.ipv6.conf.all.forwarding", "1", "direct IPv6 traffic is not forwarded"},
-	// The kernel sends redirects if either says so (Documentation/networking/ip-sysctl.rst).
-	{"net.ipv4.conf.all.send_redirects", "0", "clients are told to bypass the gateway"},
-	{"net.ipv4.conf.%s.send_redirects", "0", "clients are told to bypass the gateway"},
-}
-
-// checkParameters returns a line for each parameter that is not as it should be. A parameter that the
-// kernel does not have (IPv6 compiled out, an interface that is gone) cannot be wrong.
-func checkParameters(interfaces []string) []string {
-	var lines []string
-	for _, p := range parameters {
-		names := []string{p.name}
-		if strings.Contains(p.name, "%s") {
-			names = nil
-			for _, i := range interfaces {
-				names = append(names, fmt.Sprintf(p.name, i))
-			}
+// surround is what of the box decides which kernel parameters it needs.
+func surround(lans []lan, s *netstate.Snapshot) sysctl.Surroundings {
+	var of sysctl.Surroundings
+	for _, l := range lans {
+		link, ok := s.Link(l.index)
+		if !ok {
+			continue
 		}
-		for _, name := range names {
-			value, err := os.ReadFile(parameterPath(name))
-			switch {
-			case errors.Is(err, fs.ErrNotExist):
-			case err != nil:
-				lines = append(lines, fmt.Sprintf("%s cannot be read: %v", name, err))
-			case strings.TrimSpace(string(value)) != p.want:
-				lines = append(lines, fmt.Sprintf("%s is %s, so %s: sysctl -w %s=%s",
-					name, strings.TrimSpace(string(value)), p.why, name, p.want))
-			}
+		of.LAN = append(of.LAN, link.Name)
+		if link.Bridge {
+			of.Bridges = append(of.Bridges, link.Name)
+		}
+		for _, a := range s.AddressesOf(link.Index) {
+			of.IPv6 = of.IPv6 || a.Prefix.Addr().Is6() && !a.Prefix.Addr().IsLinkLocalUnicast()
 		}
 	}
-	return lines
+	of.Uplinks = advertisedUplinks(s)
+	return of
 }
 
-// parameterPath is the file of a parameter. A dot within an interface's name (eth0.5) is a slash in
-// sysctl's own notation and stays a dot in the path, so only the known parts are split.
-func parameterPath(name string) string {
-	const conf = "net.ipv4.conf."
-	if rest, ok := strings.CutPrefix(name, conf); ok {
-		device, setting := rest[:strings.LastIndex(rest, ".")], rest[strings.LastIndex(rest, ".")+1:]
-		return "/proc/sys/net/ipv4/conf/" + device + "/" + setting
+// advertisedUplinks are the interfaces that the box takes its own IPv6 route from: by an advertisement that it has taken, or, where it
+// has no route, one that it took before, for that has given it an address too.
+func advertisedUplinks(s *netstate.Snapshot) (names []string) {
+	route, ok := s.Default(true)
+	for _, link := range s.Links {
+		leased := slices.ContainsFunc(s.AddressesOf(link.Index), func(a netstate.Address) bool {
+			return a.Leased && a.Prefix.Addr().Is6() && a.Prefix.Addr().IsGlobalUnicast()
+		})
+		if ok && route.Advertised && route.LinkIndex == link.Index || !ok && leased {
+			names = append(names, link.Name)
+		}
 	}
-	return "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
+	return names
+}
+
+// newKeeper makes the keeper of what the parameters were before. Its record lies beside the admin socket: a successor of a daemon that
+// crashed finds it there, and a reboot, which resets the parameters, removes it.
+func newKeeper(socket string) (*sysctl.Keeper, error) {
+	namespace, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("finding the network namespace: %w", err)
+	}
+	return sysctl.NewKeeper(strings.TrimSuffix(socket, filepath.Ext(socket))+".sysctls.json", namespace)
+}
+
+// settleParameters sets the kernel parameters where it is asked to, and says which are wrong. It comes after the programs: a box that
+// begins to forward before they are there sends direct what is to be proxied.
+func (g *gateway) settleParameters(f inForce, s *netstate.Snapshot) {
+	of := surround(f.lan, s)
+	var failed error
+	if g.options.ApplySysctls {
+		var changes []sysctl.Change
+		changes, failed = g.parameters.Apply(of)
+		for _, c := range changes {
+			g.log.Info("kernel parameter set", "what", c.String())
+		}
+	}
+	wrong, err := sysctl.Check(of)
+	errs := []error{failed, err}
+	for _, w := range wrong {
+		errs = append(errs, errors.New(w.String()))
+	}
+	g.report("kernel parameters", errors.Join(errs...))
+}
+
+// restoreParameters puts back what was there before, if the gateway ends because it was stopped: a successor goes on with them.
+func (g *gateway) restoreParameters(cause error) error {
+	if cause != nil {
+		return nil
+	}
+	changes, err := g.parameters.Restore()
+	for _, c := range changes {
+		g.log.Info("kernel parameter put back", "what", c.String())
+	}
+	return err
 }

@@ -92,19 +92,6 @@ func TestParseFlow(t *testing.T) {
 	}
 }
 
-func TestParameterPath(t *testing.T) {
-	for name, want := range map[string]string{
-		"net.ipv4.ip_forward":                   "/proc/sys/net/ipv4/ip_forward",
-		"net.ipv4.conf.eth0.send_redirects":     "/proc/sys/net/ipv4/conf/eth0/send_redirects",
-		"net.ipv4.conf.eth0.100.send_redirects": "/proc/sys/net/ipv4/conf/eth0.100/send_redirects",
-		"net.ipv6.conf.all.forwarding":          "/proc/sys/net/ipv6/conf/all/forwarding",
-	} {
-		if got := parameterPath(name); got != want {
-			t.Errorf("%s: %s, want %s", name, got, want)
-		}
-	}
-}
-
 // TestTasks: one that ends ends the others, its name is in the error, and ready waits for all.
 func TestTasks(t *testing.T) {
 	wait := func(ctx context.Context) error { <-ctx.Done(); return nil }

@@ -83,27 +83,19 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 	force := g.force
 	g.mu.Unlock()
 	g.followInterfaces(before, force)
+	g.settleParameters(force, snapshot)
 	return nil
 }
 
 // followInterfaces tells which LAN interfaces came and went, and what is wrong with those that are there.
 func (g *gateway) followInterfaces(before, after inForce) {
-	var names []string
 	for _, l := range after.lan {
 		g.report("interface "+l.name, l.problem)
-		if l.index != 0 {
-			names = append(names, l.device)
-		}
 	}
 	for _, l := range before.lan {
 		if !containsLAN(after.lan, l.name) {
 			g.report("interface "+l.name, nil)
 		}
-	}
-	if lines := checkParameters(names); len(lines) > 0 {
-		g.report("kernel parameters", errors.New(strings.Join(lines, "\n")))
-	} else {
-		g.report("kernel parameters", nil)
 	}
 	if was, is := g.summaryIf(before), g.summary(after); was != "" && was != is {
 		g.log.Info("now: " + is)

@@ -14,8 +14,9 @@ import (
 
 // GatewayOptions say how StartGateway starts sidegate.
 type GatewayOptions struct {
-	Binary string // the program; "/proc/self/exe" is the one that is running
-	Config string // text of the YAML configuration file
+	Binary string   // the program; "/proc/self/exe" is the one that is running
+	Config string   // text of the YAML configuration file
+	Args   []string // more arguments of `sidegate run`
 }
 
 // Gateway is a sidegate that runs on a host, with the files that are its own.
@@ -48,7 +49,8 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 	}
 	defer ready.Close()
 
-	command := h.Command(ctx, o.Binary, "run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State)
+	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State}, o.Args...)
+	command := h.Command(ctx, o.Binary, args...)
 	command.Env = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}
 	start := time.Now()
 	if g.Process, err = command.Start(); err != nil {

@@ -152,7 +152,7 @@ func (a Address) flags() string {
 	for _, f := range []struct {
 		set  bool
 		name string
-	}{{a.Tentative, "tentative"}, {a.DADFailed, "duplicate"}, {a.Deprecated, "deprecated"}, {a.Temporary, "temporary"}} {
+	}{{a.Tentative, "tentative"}, {a.DADFailed, "duplicate"}, {a.Deprecated, "deprecated"}, {a.Temporary, "temporary"}, {a.Leased, "leased"}} {
 		if f.set {
 			names = append(names, f.name)
 		}
@@ -192,7 +192,11 @@ func (s *Snapshot) defaults(ipv6 bool) string {
 		if r.Gateway.IsValid() {
 			via = "via " + r.Gateway.String()
 		}
-		routes = append(routes, fmt.Sprintf("%s dev %s metric %d", via, s.name(r.LinkIndex), r.Metric))
+		route := fmt.Sprintf("%s dev %s metric %d", via, s.name(r.LinkIndex), r.Metric)
+		if r.Advertised {
+			route += " (advertised)"
+		}
+		routes = append(routes, route)
 	}
 	if routes == nil {
 		return map[bool]string{false: "no IPv4 default", true: "no IPv6 default"}[ipv6]

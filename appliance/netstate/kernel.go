@@ -64,6 +64,20 @@ func awaitMessage(f *os.File, buffer []byte) error {
 	return cmp.Or(err, received)
 }
 
+// Read takes one snapshot, for whoever does not follow. It is of the calling thread's network namespace.
+func Read() (*Snapshot, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("reading the state of the network: %w", err)
+	}
+	defer h.Close()
+	s, err := dump(h)
+	if err != nil {
+		return nil, fmt.Errorf("reading the state of the network: %w", err)
+	}
+	return s, nil
+}
+
 // dumpAttempts bounds how often a dump is repeated that the kernel calls inconsistent because of a change meanwhile.
 const dumpAttempts = 10
 
@@ -89,7 +103,7 @@ func dumpOnce(h *netlink.Handle) (*Snapshot, error) {
 	}
 	s := new(Snapshot)
 	for _, l := range links {
-		s.Links = append(s.Links, newLink(l.Attrs()))
+		s.Links = append(s.Links, newLink(l))
 	}
 	for _, a := range addresses {
 		if address, ok := newAddress(a); ok {
@@ -124,11 +138,13 @@ func (s *Snapshot) sort() {
 	})
 }
 
-func newLink(a *netlink.LinkAttrs) Link {
+func newLink(link netlink.Link) Link {
+	a := link.Attrs()
 	const running = unix.IFF_UP | unix.IFF_RUNNING
 	l := Link{
 		Index: a.Index, Name: a.Name, MTU: a.MTU, MasterIndex: a.MasterIndex,
 		Up: a.RawFlags&running == running, Ethernet: a.EncapType == "ether",
+		Bridge: link.Type() == "bridge",
 	}
 	if len(a.HardwareAddr) == len(l.MAC) {
 		l.MAC = MAC(a.HardwareAddr)
@@ -145,6 +161,7 @@ func newAddress(a netlink.Addr) (Address, bool) {
 		Deprecated: a.Flags&unix.IFA_F_DEPRECATED != 0,
 		// The same bit means "secondary" for IPv4, which is of no interest.
 		Temporary: prefix.Addr().Is6() && a.Flags&unix.IFA_F_TEMPORARY != 0,
+		Leased:    a.Flags&unix.IFA_F_PERMANENT == 0,
 	}, ok
 }
 
@@ -154,12 +171,13 @@ func newDefaults(r netlink.Route, ipv6 bool) []Route {
 	if prefix, ok := newPrefix(r.Dst); ok && prefix.Bits() > 0 || r.Type != unix.RTN_UNICAST {
 		return nil
 	}
+	advertised := r.Protocol == unix.RTPROT_RA
 	if len(r.MultiPath) == 0 {
-		return []Route{{ipv6, gateway(r.Gw, r.Via), r.LinkIndex, r.Priority}}
+		return []Route{{ipv6, gateway(r.Gw, r.Via), r.LinkIndex, r.Priority, advertised}}
 	}
 	var hops []Route
 	for _, hop := range r.MultiPath {
-		hops = append(hops, Route{ipv6, gateway(hop.Gw, hop.Via), hop.LinkIndex, r.Priority})
+		hops = append(hops, Route{ipv6, gateway(hop.Gw, hop.Via), hop.LinkIndex, r.Priority, advertised})
 	}
 	return hops
 }

@@ -24,6 +24,7 @@ type Link struct {
 	Up          bool // switched on, and the other side is there (IFF_UP and IFF_RUNNING)
 	Ethernet    bool // ARPHRD_ETHER: packets have an Ethernet header; false for PPP, WireGuard, loopback
 	MasterIndex int  // of the bridge or bond that the link is a port of; 0 for none
+	Bridge      bool // it is one
 }
 
 // MAC is an Ethernet address as a comparable value.
@@ -42,6 +43,8 @@ type Address struct {
 	Deprecated bool
 	// Temporary addresses are for privacy and soon replaced (RFC 8981).
 	Temporary bool
+	// Leased addresses have an end, unless it is put off: they come from a DHCP server or a router advertisement.
+	Leased bool
 }
 
 // Route is a default route of the main table. A route over several next hops counts as several.
@@ -50,6 +53,8 @@ type Route struct {
 	Gateway   netip.Addr // the zero Addr: all is on the link, as with PPP
 	LinkIndex int
 	Metric    int
+	// Advertised routes come from router advertisements, whether the kernel takes these or another program does.
+	Advertised bool
 }
 
 // Link returns the link of that index.
