@@ -8,6 +8,7 @@
 const volatile __u32 generation = 0;
 const volatile __u8 on_failure = ON_FAILURE_BLOCK; /* enum failure_policy */
 const volatile __u8 intercept_dns = 0;
+const volatile __u32 direct_mark = MARK_DIRECT; /* of what goes direct by no rule of the policy */
 const volatile __u8 sniff = SNIFF_OFF; /* enum sniff_mode */
 
 /* Flows that one client may hold in the flow table; beyond, its flows go to the crowd's table. */

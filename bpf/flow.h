@@ -207,7 +207,7 @@ __noinline int question(struct __sk_buff *skb, const struct packet *p)
 	struct flow flow = {
 		.verdict = VERDICT_DNS,
 		.state = FLOW_OPENING,
-		.mark = MARK_DIRECT,
+		.mark = direct_mark,
 		.rule = RULE_DEFAULT,
 	};
 	int result;
@@ -215,11 +215,11 @@ __noinline int question(struct __sk_buff *skb, const struct packet *p)
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
 	if (is_resolver(&p->key.source))
-		return pass_marked(skb, MARK_DIRECT);
+		return pass_marked(skb, direct_mark);
 	if (is_published(p)) /* a name server's answer to a resolver that asks from this port */
 		return pass();
 	if (on_failure == ON_FAILURE_DIRECT && !has_listener(p, VERDICT_DNS))
-		return is_own(&p->key.destination) ? pass() : pass_marked(skb, MARK_DIRECT);
+		return is_own(&p->key.destination) ? pass() : pass_marked(skb, direct_mark);
 	/* a SYN cookie leaves no socket: the listener knows its own, and resets what it does not */
 	if (p->key.protocol == IPPROTO_TCP && tcp_socket_state(skb, p))
 		return steer(skb);

@@ -84,6 +84,7 @@ enum mark {
 	MARK_OWN = 0x02000000, /* the daemon's own sockets: never steered */
 	MARK_DIRECT = 0x04000000, /* forwarded by our verdict */
 	MARK_REJECT = 0x08000000, /* answered with ICMP unreachable by the kernel */
+	MARK_TRANSLATED = 0x0c000000, /* as MARK_DIRECT, and masqueraded on its way out */
 	MARK_MASK = 0x0f000000,
 };
 

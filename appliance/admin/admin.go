@@ -61,7 +61,8 @@ type Config struct {
 	Rules         int    `json:"rules"`            // without the implicit ones
 	ImplicitRules int    `json:"implicit_rules"`
 	Default       string `json:"default"`
-	OnFailure     string `json:"on_failure"` // block or direct
+	OnFailure     string `json:"on_failure"`  // block or direct
+	ReturnPath    string `json:"return_path"` // asymmetric, symmetric or auto
 }
 
 // Interface is a LAN interface of the configuration.
@@ -144,6 +145,7 @@ type Flow struct {
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
 	Verdict     string         `json:"verdict"`
+	Translated  bool           `json:"translated,omitempty"` // direct, with the gateway's own address
 	Outbound    string         `json:"outbound,omitempty"`
 	Rule        string         `json:"rule"` // its name, #N for the Nth of the file if it has none, or default
 	Generation  uint32         `json:"generation"`
@@ -158,13 +160,14 @@ type Flow struct {
 
 // Rule is one rule of the policy in force and how many flows it decided since that policy came into force.
 type Rule struct {
-	Index    int    `json:"index"`              // in the file, from 0; -1: the default, or an implicit rule
-	Implicit bool   `json:"implicit,omitempty"` // not in the file: it keeps an upstream proxy from being proxied
-	Name     string `json:"name"`               // #N for the Nth of the file if it has none
-	Matches  string `json:"matches"`
-	Verdict  string `json:"verdict"`
-	Outbound string `json:"outbound"`
-	Flows    uint64 `json:"flows"`
+	Index      int    `json:"index"`              // in the file, from 0; -1: the default, or an implicit rule
+	Implicit   bool   `json:"implicit,omitempty"` // not in the file: it keeps an upstream proxy from being proxied
+	Name       string `json:"name"`               // #N for the Nth of the file if it has none
+	Matches    string `json:"matches"`
+	Verdict    string `json:"verdict"`
+	Translated bool   `json:"translated,omitempty"` // direct, with the gateway's own address
+	Outbound   string `json:"outbound"`
+	Flows      uint64 `json:"flows"`
 }
 
 // FlowCount is how many flows were decided by rules of this name and with this outcome.
@@ -175,16 +178,17 @@ type FlowCount struct {
 
 // Answer is a decision on a flow.
 type Answer struct {
-	Verdict  policy.Verdict `json:"verdict"`
-	Outbound string         `json:"outbound"`
-	Rule     *string        `json:"rule"`  // null: the default
-	Index    int            `json:"index"` // as Rule.Index
-	Implicit bool           `json:"implicit,omitempty"`
+	Verdict    policy.Verdict `json:"verdict"`
+	Translated bool           `json:"translated,omitempty"` // direct, with the gateway's own address
+	Outbound   string         `json:"outbound"`
+	Rule       *string        `json:"rule"`  // null: the default
+	Index      int            `json:"index"` // as Rule.Index
+	Implicit   bool           `json:"implicit,omitempty"`
 }
 
 // Same reports whether two answers are one.
 func (a Answer) Same(b Answer) bool {
-	return a.Verdict == b.Verdict && a.Outbound == b.Outbound && a.Index == b.Index && a.Implicit == b.Implicit &&
+	return a.Verdict == b.Verdict && a.Translated == b.Translated && a.Outbound == b.Outbound && a.Index == b.Index && a.Implicit == b.Implicit &&
 		(a.Rule == nil) == (b.Rule == nil) && (a.Rule == nil || *a.Rule == *b.Rule)
 }
 

@@ -63,9 +63,12 @@ const Auto = "auto"
 // ReturnPath is how replies of direct traffic reach the client.
 type ReturnPath string
 
-// Asymmetric leaves direct traffic untranslated: its replies go from the router to the client and
-// never pass the gateway.
-const Asymmetric ReturnPath = "asymmetric"
+// The values of ReturnPath.
+const (
+	Asymmetric     ReturnPath = "asymmetric" // not translated: replies go from the router to the client, past the gateway
+	Symmetric      ReturnPath = "symmetric"  // translated to the gateway's address: replies come back through it
+	ReturnPathAuto ReturnPath = "auto"       // asymmetric, until the network is seen to drop that
+)
 
 // Sniff is when the first bytes of a flow are read for the name of its server.
 type Sniff string

@@ -106,9 +106,7 @@ var ruleKeys = func() keys[rule] {
 		},
 		"snat": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			r.SNAT, r.snat = new(bool), n.Line
-			if d.boolean(at, n, r.SNAT); *r.SNAT {
-				d.errorf(n.Line, "%s: true is not in this version yet; leave it out: direct traffic is not translated", at)
-			}
+			d.boolean(at, n, r.SNAT)
 		},
 		"reject": func(d *decoder, at string, n *yaml.Node, r *rule) {
 			d.boolean(at, n, &r.Reject)

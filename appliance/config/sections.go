@@ -66,12 +66,8 @@ var sectionKeys = keys[draft]{
 		}
 	},
 	"return_path": func(d *decoder, at string, n *yaml.Node, c *draft) {
-		switch value, ok := d.scalar(at, n); {
-		case !ok, value == string(Asymmetric):
-		case value == "symmetric", value == "auto":
-			d.errorf(n.Line, "%s: %s is not in this version yet; write asymmetric", at, value)
-		default:
-			d.choice(at, n, string(Asymmetric))
+		if word, ok := d.choice(at, n, string(Asymmetric), string(Symmetric), string(ReturnPathAuto)); ok {
+			c.ReturnPath = ReturnPath(word)
 		}
 	},
 	"sniff": func(d *decoder, at string, n *yaml.Node, c *draft) {

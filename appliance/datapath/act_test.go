@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -33,35 +34,84 @@ func TestActVerdicts(t *testing.T) {
 		marked,
 		rule(t, "proxied", "hk", "port", "82"),
 		rule(t, "blocked", "block", "port", "83"),
+		rule(t, "translated", "direct", "port", "84"),
+		rule(t, "untranslated", "direct", "port", "85"),
 	}}
+	p.Rules[3].SNAT, p.Rules[4].SNAT = new(true), new(false)
+	direct, translated := uint32(gatewayMarkMARK_DIRECT), uint32(gatewayMarkMARK_TRANSLATED)
 	for _, c := range []struct {
 		port      string
 		onFailure policy.Verdict
+		path      ReturnPath
 		code      int32
 		mark      uint32
 		reason    gatewayReason
 	}{
-		{"80", policy.Block, tcxNext, uint32(gatewayMarkMARK_DIRECT), 0},
-		{"81", policy.Block, tcxNext, uint32(gatewayMarkMARK_DIRECT) | 0x42, 0},
-		{"82", policy.Block, tcxDrop, 0, gatewayReasonREASON_NO_LISTENER},
-		{"82", policy.Direct, tcxNext, uint32(gatewayMarkMARK_DIRECT), 0},
-		{"83", policy.Direct, tcxDrop, 0, gatewayReasonREASON_RULE_BLOCK},
+		{"80", policy.Block, Asymmetric, tcxNext, direct, 0},
+		{"80", policy.Block, Symmetric, tcxNext, translated, 0},
+		{"81", policy.Block, Asymmetric, tcxNext, direct | 0x42, 0},
+		{"81", policy.Block, Symmetric, tcxNext, translated | 0x42, 0},
+		{"82", policy.Block, Asymmetric, tcxDrop, 0, gatewayReasonREASON_NO_LISTENER},
+		{"82", policy.Direct, Asymmetric, tcxNext, direct, 0},
+		{"82", policy.Direct, Symmetric, tcxNext, translated, 0},
+		{"83", policy.Direct, Symmetric, tcxDrop, 0, gatewayReasonREASON_RULE_BLOCK},
+		{"84", policy.Block, Asymmetric, tcxNext, translated, 0},
+		{"85", policy.Block, Symmetric, tcxNext, direct, 0},
 	} {
-		apply(t, d, Desired{Policy: p, OnFailure: c.onFailure})
-		for _, frame := range [][]byte{
-			udpPacket("192.168.0.3:5000", "203.0.113.10:"+c.port).bytes(),
-			udpPacket("[fd00::3]:5000", "[2001:db8::10]:"+c.port).bytes(),
-			synPacket("192.168.0.3:5000", "203.0.113.10:"+c.port).bytes(),
+		apply(t, d, Desired{Policy: p, OnFailure: c.onFailure, ReturnPath: c.path})
+		for _, flow := range []packet{
+			udpPacket("192.168.0.3:5000", "203.0.113.10:"+c.port),
+			udpPacket("[fd00::3]:5000", "[2001:db8::10]:"+c.port),
+			synPacket("192.168.0.3:5000", "203.0.113.10:"+c.port),
 		} {
+			d.forget(t, policy.Flow{Source: flow.src, Destination: flow.dst}, flow.protocol)
 			for range 2 {
 				before := d.drops(t, c.reason)
-				r := d.run(t, frame)
+				r := d.run(t, flow.bytes())
 				if r.code != c.code || r.mark != c.mark && r.code == tcxNext {
-					t.Errorf("port %s, on failure %s: code %d, mark %#x; want %d, %#x", c.port, c.onFailure, r.code, r.mark, c.code, c.mark)
+					t.Errorf("port %s, on failure %s, return path %d: code %d, mark %#x; want %d, %#x", c.port, c.onFailure, c.path, r.code, r.mark, c.code, c.mark)
 				}
 				if c.reason != 0 && d.drops(t, c.reason) != before+1 {
 					t.Errorf("port %s: not counted as %s", c.port, reasonText(uint32(c.reason)))
 				}
+			}
+		}
+	}
+}
+
+// TestActLiveFlowsKeepTheirReturnPath: what switches the return path changes new flows only, and fragments and ICMP errors
+// go as their flow does.
+func TestActLiveFlowsKeepTheirReturnPath(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "direct"}
+	marks := []uint32{Asymmetric: uint32(gatewayMarkMARK_DIRECT), Symmetric: uint32(gatewayMarkMARK_TRANSLATED)}
+	for _, began := range []ReturnPath{Asymmetric, Symmetric} {
+		for _, hosts := range [][2]string{{"192.168.0.3", "203.0.113.10"}, {"[fd00::3]", "[2001:db8::10]"}} {
+			port := ":" + strconv.Itoa(6000+int(began))
+			udp, tcp := udpPacket(hosts[0]+port, hosts[1]+":9"), synPacket(hosts[0]+port, hosts[1]+":80")
+			apply(t, d, Desired{Policy: p, ReturnPath: began})
+			d.run(t, udp.bytes())
+			d.run(t, tcp.bytes())
+			apply(t, d, Desired{Policy: p, ReturnPath: Symmetric - began})
+			tcp.tcpFlags, tcp.seq = flagACK, 1001
+			first, later := udp, udp
+			first.payload, later.payload = make([]byte, 64), make([]byte, 64)
+			first.fragment = &fragmentV{id: 7 + uint32(began), more: true}
+			later.fragment = &fragmentV{id: 7 + uint32(began), offset: 1480}
+			reply := packet{src: udp.dst, dst: udp.src, protocol: unix.IPPROTO_UDP, payload: make([]byte, 8)}
+			for what, frame := range map[string][]byte{"UDP": udp.bytes(), "TCP": tcp.bytes(), "an ICMP error": icmpErrorAbout(udp, reply)} {
+				if r := d.run(t, frame); r.code != tcxNext || r.mark != marks[began] {
+					t.Errorf("%s of %s that began as %d: code %d, mark %#x", what, hosts[0], began, r.code, r.mark)
+				}
+			}
+			for i, part := range []packet{first, later} {
+				if r := d.run(t, part.bytes()); r.code != tcxNext || r.mark != marks[began] {
+					t.Errorf("fragment %d of %s that began as %d: code %d, mark %#x", i, hosts[0], began, r.code, r.mark)
+				}
+			}
+			udp.dst = addrPort(hosts[1] + ":" + strconv.Itoa(10+int(began)))
+			if r := d.run(t, udp.bytes()); r.mark != marks[Symmetric-began] {
+				t.Errorf("a new flow of %s: mark %#x", hosts[0], r.mark)
 			}
 		}
 	}

@@ -57,6 +57,8 @@ type Service struct {
 type Desired struct {
 	Policy       *policy.Policy
 	OnFailure    policy.Verdict // Block or Direct: proxied flows while no listener is there
+	ReturnPath   ReturnPath     // of direct flows of which no rule says
+	Untracked    bool           // direct flows that leave by the interface that they came by are kept from the kernel's conntrack
 	Interfaces   []Interface
 	OwnAddresses []netip.Addr
 	Published    []Service
@@ -69,6 +71,15 @@ type Desired struct {
 	ClientFresh  uint32 // packets a second of one client to the proxy's listeners; 0 is DefaultClientFresh
 	ClientAsks   uint32 // … to the DNS server's; 0 is DefaultClientAsks
 }
+
+// ReturnPath is how the replies of a direct flow reach the client. Its zero value is Asymmetric.
+type ReturnPath uint8
+
+// The return paths. A live flow keeps the one that it began with.
+const (
+	Asymmetric ReturnPath = iota // past the gateway: the flow is not translated
+	Symmetric                    // through the gateway: the flow is masqueraded, by the kernel's NAT
+)
 
 // Sniff says whose name is read from the first bytes. Its zero value is SniffOff.
 type Sniff uint8
@@ -102,6 +113,7 @@ type Datapath struct {
 	generation *generation // nil before the first Apply
 	applied    *Desired    // by the last Apply that succeeded
 	links      *links
+	firewall   firewall
 	rules      map[uint32][]string
 	history    counters // of generations that are gone
 	inherited  bool     // a predecessor's links were there
@@ -239,6 +251,10 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	if err != nil {
 		return err
 	}
+	table, err := d.firewall.apply(want)
+	if err != nil {
+		return err
+	}
 	if err := d.state.setResolvers(want.Resolvers); err != nil {
 		return err
 	}
@@ -254,7 +270,7 @@ func (d *Datapath) install(next *generation, want Desired) error {
 		return err
 	}
 	if next == d.generation {
-		d.healed(slices.Concat(restored, pins, linked))
+		d.healed(slices.Concat(restored, table, pins, linked))
 	} else {
 		d.commit(next)
 	}
@@ -314,7 +330,8 @@ func (d *Datapath) Generation() uint32 {
 // Answer is what the program in force says.
 type Answer struct {
 	policy.Decision
-	Doubtful bool // the flow's one true name might lead it to another outbound
+	Doubtful   bool // the flow's one true name might lead it to another outbound
+	Translated bool // it is direct, and masqueraded
 }
 
 // Query asks the program in force what it decides on a flow with these facts.
@@ -357,6 +374,7 @@ func (d *Datapath) Close() error {
 	return errors.Join(
 		d.links.remove(),
 		removeRouting(),
+		d.firewall.remove(),
 		d.closeGeneration(),
 		d.state.remove(),
 		d.lock.Close(),
@@ -378,7 +396,7 @@ func (g *generation) serves(want Desired) bool {
 	return g.desired.Policy == want.Policy && g.desired.OnFailure == want.OnFailure &&
 		g.desired.ClientFlows == want.ClientFlows && g.desired.ClientFresh == want.ClientFresh &&
 		g.desired.ClientAsks == want.ClientAsks && g.desired.Sniff == want.Sniff &&
-		g.desired.TrustSniffed == want.TrustSniffed &&
+		g.desired.TrustSniffed == want.TrustSniffed && g.desired.ReturnPath == want.ReturnPath &&
 		g.desired.interceptsDNS() == want.interceptsDNS()
 }
 

@@ -144,13 +144,13 @@ func (d *Datapath) again(a Assignment, name string, s *gatewaySettlement) string
 	}
 	f.Interface = g.interfaceAt(a.entry.Interface)
 	decided := g.tables.Match(f)
-	action := g.tables.Default
+	action, mark := g.tables.Default, g.mark(len(g.tables.Rules))
 	s.Rule = ruleDefault
 	if decided.Rule >= 0 {
 		action = g.tables.Rules[decided.Rule]
-		s.Rule = uint16(decided.Rule)
+		s.Rule, mark = uint16(decided.Rule), g.mark(decided.Rule)
 	}
-	s.Mark, s.Reject = uint32(gatewayMarkMARK_DIRECT)|action.Mark, boolByte(action.Reject)
+	s.Mark, s.Reject = mark|action.Mark, boolByte(action.Reject)
 	s.Outbound, s.Generation = action.OutboundID, g.number
 	return decided.Outbound
 }

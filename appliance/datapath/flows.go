@@ -18,7 +18,8 @@ type Flow struct {
 	Protocol    string         `json:"protocol"` // tcp, udp, or the IP protocol's number
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
-	Verdict     string         `json:"verdict"` // direct, proxy, block, sniff
+	Verdict     string         `json:"verdict"`              // direct, proxy, block, sniff
+	Translated  bool           `json:"translated,omitempty"` // direct, with the gateway's own address
 	Outbound    string         `json:"outbound,omitempty"`
 	Rule        string         `json:"rule"` // its name, or #index, or "default"
 	Generation  uint32         `json:"generation"`
@@ -118,6 +119,7 @@ func (d *Datapath) describe(k gatewayFlowKey, v gatewayFlow, now uint64) Flow {
 		Age:         d.generation.clock.since(now, v.FirstSeen),
 		Idle:        d.generation.clock.since(now, v.LastSeen),
 	}
+	f.Translated = gatewayVerdict(v.Verdict) == gatewayVerdictVERDICT_DIRECT && isTranslated(v.Mark)
 	if isProxied(v) {
 		f.Outbound = d.outboundName(v.Outbound)
 	}

@@ -158,12 +158,13 @@ type gatewayLessons struct {
 type gatewayMark uint32
 
 const (
-	gatewayMarkMARK_INVALID gatewayMark = 0
-	gatewayMarkMARK_PROXY   gatewayMark = 16777216
-	gatewayMarkMARK_OWN     gatewayMark = 33554432
-	gatewayMarkMARK_DIRECT  gatewayMark = 67108864
-	gatewayMarkMARK_REJECT  gatewayMark = 134217728
-	gatewayMarkMARK_MASK    gatewayMark = 251658240
+	gatewayMarkMARK_INVALID    gatewayMark = 0
+	gatewayMarkMARK_PROXY      gatewayMark = 16777216
+	gatewayMarkMARK_OWN        gatewayMark = 33554432
+	gatewayMarkMARK_DIRECT     gatewayMark = 67108864
+	gatewayMarkMARK_REJECT     gatewayMark = 134217728
+	gatewayMarkMARK_TRANSLATED gatewayMark = 201326592
+	gatewayMarkMARK_MASK       gatewayMark = 251658240
 )
 
 type gatewayName struct {
@@ -327,6 +328,7 @@ const (
 	gatewayVarClientFlows         = "client_flows"
 	gatewayVarClientFresh         = "client_fresh"
 	gatewayVarClientQuestions     = "client_questions"
+	gatewayVarDirectMark          = "direct_mark"
 	gatewayVarGeneration          = "generation"
 	gatewayVarHeaderClass         = "header_class"
 	gatewayVarInterceptDns        = "intercept_dns"
@@ -441,6 +443,7 @@ type gatewayVariableSpecs struct {
 	ClientFlows         *ebpf.VariableSpec `ebpf:"client_flows"`
 	ClientFresh         *ebpf.VariableSpec `ebpf:"client_fresh"`
 	ClientQuestions     *ebpf.VariableSpec `ebpf:"client_questions"`
+	DirectMark          *ebpf.VariableSpec `ebpf:"direct_mark"`
 	Generation          *ebpf.VariableSpec `ebpf:"generation"`
 	HeaderClass         *ebpf.VariableSpec `ebpf:"header_class"`
 	InterceptDns        *ebpf.VariableSpec `ebpf:"intercept_dns"`
@@ -561,6 +564,7 @@ type gatewayVariables struct {
 	ClientFlows         *ebpf.Variable `ebpf:"client_flows"`
 	ClientFresh         *ebpf.Variable `ebpf:"client_fresh"`
 	ClientQuestions     *ebpf.Variable `ebpf:"client_questions"`
+	DirectMark          *ebpf.Variable `ebpf:"direct_mark"`
 	Generation          *ebpf.Variable `ebpf:"generation"`
 	HeaderClass         *ebpf.Variable `ebpf:"header_class"`
 	InterceptDns        *ebpf.Variable `ebpf:"intercept_dns"`

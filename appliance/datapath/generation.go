@@ -103,6 +103,7 @@ func (g *generation) setConstants(spec *ebpf.CollectionSpec) error {
 		s.ClientFlows.Set(g.desired.ClientFlows),
 		s.ClientFresh.Set(g.desired.ClientFresh),
 		s.ClientQuestions.Set(g.desired.ClientAsks),
+		s.DirectMark.Set(g.mark(len(t.Rules))),
 		s.InterceptDns.Set(boolByte(g.desired.interceptsDNS())),
 		s.Sniff.Set(uint8(g.sniffMode())),
 		s.UsesName.Set(boolByte(g.usesNames)),
@@ -287,6 +288,22 @@ func fillBatches[E, K, V any](m *ebpf.Map, entries func(func(E) bool), entry fun
 	return flush()
 }
 
+// mark is what a direct flow of the rule is marked with, besides the rule's own mark; the default's comes after the last rule's.
+func (g *generation) mark(rule int) uint32 {
+	if rule == len(g.tables.Rules) {
+		rule = -1
+	}
+	if g.desired.Policy.Translated(rule, g.desired.ReturnPath == Symmetric) {
+		return uint32(gatewayMarkMARK_TRANSLATED)
+	}
+	return uint32(gatewayMarkMARK_DIRECT)
+}
+
+// isTranslated reports whether a direct packet of this mark is masqueraded.
+func isTranslated(mark uint32) bool {
+	return mark&uint32(gatewayMarkMARK_MASK) == uint32(gatewayMarkMARK_TRANSLATED)
+}
+
 func (g *generation) fillActions() error {
 	actions := make([]policy.RuleAction, 0, len(g.tables.Rules)+1)
 	actions = append(append(actions, g.tables.Rules...), g.tables.Default)
@@ -296,7 +313,7 @@ func (g *generation) fillActions() error {
 			row = ruleDefault
 		}
 		err := g.objects.Actions.Put(row, gatewayAction{
-			Mark:     uint32(gatewayMarkMARK_DIRECT) | a.Mark,
+			Mark:     g.mark(i) | a.Mark,
 			Outbound: a.OutboundID,
 			Verdict:  uint8(a.Verdict),
 			Reject:   boolByte(a.Reject),

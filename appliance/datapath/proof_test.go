@@ -29,17 +29,18 @@ func proofCases(t *testing.T) int {
 }
 
 // TestPolicyProof holds the three renderings of the policy equal: the specification, the tables, and the
-// BPF program, the latter both asked directly (names and processes too) and by packets.
+// BPF program, the latter both asked directly (names and processes too) and by packets; and the packets' marks what
+// the policy says of their return path.
 func TestPolicyProof(t *testing.T) {
 	d := opened(t)
 	const flowsPerPolicy = 1000
 	cases, v6 := 0, 0
-	var packets packetCases
+	packets := packetCases{marked: map[uint32]int{}}
 	for seed := uint64(1); cases < proofCases(t); seed++ {
 		r := rand.New(rand.NewPCG(seed, 1))
 		p := policy.Random(r)
 		sniff := []Sniff{SniffOff, SniffAmbiguous, SniffUnknown}[seed%3]
-		apply(t, d, Desired{Policy: p, Sniff: sniff})
+		apply(t, d, Desired{Policy: p, Sniff: sniff, ReturnPath: ReturnPath(seed % 2)})
 		for range flowsPerPolicy {
 			f := p.RandomFlow(r)
 			if err := d.prove(t, p, f); err != nil {
@@ -54,7 +55,7 @@ func TestPolicyProof(t *testing.T) {
 	}
 	t.Logf("%d cases (%d IPv6), %d of them by packets as well (%d with names, %d of those from others; %d to be sniffed), 0 mismatches",
 		cases, v6, packets.all, packets.named, packets.others, packets.sniffed)
-	if packets.all < cases/3 || packets.named < cases/20 || packets.others < cases/100 || packets.sniffed < cases/100 || v6 < cases/10 {
+	if packets.all < cases/3 || packets.named < cases/20 || packets.others < cases/100 || packets.sniffed < cases/100 || len(packets.marked) != 2 || v6 < cases/10 {
 		t.Errorf("the generator no longer reaches all: %+v, %d IPv6 of %d", packets, v6, cases)
 	}
 }
@@ -111,6 +112,9 @@ func (d *Datapath) prove(t *testing.T, p *policy.Policy, f policy.Flow) error {
 		return fmt.Errorf("%w, on %+v", err, f)
 	}
 	kernel.Ambiguous = want.Ambiguous // the program's word for it is doubt
+	if translated := want.Verdict == policy.Direct && p.Translated(want.Rule, d.applied.ReturnPath == Symmetric); kernel.Translated != translated {
+		return fmt.Errorf("translated: policy %t, kernel %t, by rule %d, on %+v", translated, kernel.Translated, want.Rule, f)
+	}
 	if doubtful := d.generation.tables.Doubtful(f); want != tables || want != kernel.Decision || kernel.Doubtful != doubtful {
 		return fmt.Errorf("specification %+v, tables %+v, kernel %+v, on %+v", want, tables, kernel, f)
 	}
@@ -118,7 +122,10 @@ func (d *Datapath) prove(t *testing.T, p *policy.Policy, f policy.Flow) error {
 }
 
 // packetCases counts what packets have proved.
-type packetCases struct{ all, named, others, sniffed int }
+type packetCases struct {
+	all, named, others, sniffed int
+	marked                      map[uint32]int // direct packets, by the bits of the mark that are ours
+}
 
 // strangers is nobody's MAC.
 var strangers = gatewayClientKey{W: [4]uint32{1, 2}}
@@ -176,7 +183,7 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sn
 			t.Fatal(err)
 		}
 	}
-	d.run(t, pkt.bytes())
+	r := d.run(t, pkt.bytes())
 	verdict := gatewayVerdict(want.Verdict)
 	known := seen
 	if sniff == SniffUnknown && pupil == strangers {
@@ -206,7 +213,28 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sn
 	if int(got.Rule) != wantRule || gatewayVerdict(got.Verdict) != verdict || got.Outbound != policy.OutboundID(want.Outbound) {
 		t.Fatalf("the packet of %+v: verdict %d by rule %d, want %d, %+v", seen, got.Verdict, got.Rule, verdict, want)
 	}
+	if mark := d.markOf(p, want.Rule); got.Mark != mark || verdict == gatewayVerdictVERDICT_DIRECT && r.mark != mark {
+		t.Fatalf("the packet of %+v: the entry's mark is %#x, the packet's %#x; want %#x by %+v", seen, got.Mark, r.mark, mark, want)
+	}
+	if verdict == gatewayVerdictVERDICT_DIRECT {
+		cases.marked[d.markOf(p, want.Rule)&uint32(gatewayMarkMARK_MASK)]++
+	}
 	d.forget(t, f, pkt.protocol)
+}
+
+// markOf is the mark of a direct packet as the rule has it, and the return path.
+func (d *Datapath) markOf(p *policy.Policy, rule int) uint32 {
+	translated, own := d.applied.ReturnPath == Symmetric, uint32(0)
+	if rule >= 0 {
+		own = p.Rules[rule].Mark
+		if snat := p.Rules[rule].SNAT; snat != nil {
+			translated = *snat
+		}
+	}
+	if translated {
+		return uint32(gatewayMarkMARK_TRANSLATED) | own
+	}
+	return uint32(gatewayMarkMARK_DIRECT) | own
 }
 
 func (d *Datapath) forget(t *testing.T, f policy.Flow, protocol uint8) {

@@ -28,7 +28,8 @@ func (g *generation) queryNamed(f policy.Flow, name gatewayName) (Answer, error)
 		return Answer{}, fmt.Errorf("asking the kernel: %s", reasonText(d.Reason))
 	}
 	decision, err := g.decision(d)
-	return Answer{decision, d.Doubtful != 0}, err
+	translated := decision.Verdict == policy.Direct && isTranslated(d.Action.Mark)
+	return Answer{decision, d.Doubtful != 0, translated}, err
 }
 
 // now is the time by which flows' times are read.
@@ -144,11 +145,19 @@ func (g *generation) selfTest() error {
 		if got.Verdict != want.Verdict || got.Rule != want.Rule || got.Outbound != want.Outbound {
 			return errors.New("self-test: " + disagreement(f, got.Decision, want))
 		}
+		if translated := g.translates(want); got.Translated != translated {
+			return fmt.Errorf("self-test: the kernel translates: %t, the policy: %t, on %+v", got.Translated, translated, f)
+		}
 		if doubtful := g.tables.Doubtful(f); got.Doubtful != doubtful {
 			return fmt.Errorf("self-test: the kernel's doubt is %t, the policy's %t, on %+v", got.Doubtful, doubtful, f)
 		}
 	}
 	return nil
+}
+
+// translates is Answer.Translated as the policy has it.
+func (g *generation) translates(d policy.Decision) bool {
+	return d.Verdict == policy.Direct && g.desired.Policy.Translated(d.Rule, g.desired.ReturnPath == Symmetric)
 }
 
 func disagreement(f policy.Flow, kernel, tables policy.Decision) string {

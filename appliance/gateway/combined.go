@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"sidegate/appliance/admin"
+	"sidegate/appliance/datapath"
 	"sidegate/appliance/policy"
 )
 
@@ -131,8 +132,17 @@ func (c *combined) index(rule int) (index int, implicit bool) {
 	return rule - c.implicit, false
 }
 
-func (c *combined) answer(d policy.Decision) admin.Answer {
-	a := admin.Answer{Verdict: d.Verdict, Outbound: d.Outbound}
+// translated reports whether what the rule decides, by the datapath's counting, is direct and masqueraded.
+func (c *combined) translated(rule int, path datapath.ReturnPath) bool {
+	outbound := c.policy.Default
+	if rule >= 0 {
+		outbound = c.policy.Rules[rule].Outbound
+	}
+	return outbound == policy.OutboundDirect && c.policy.Translated(rule, path == datapath.Symmetric)
+}
+
+func (c *combined) answer(d policy.Decision, translated bool) admin.Answer {
+	a := admin.Answer{Verdict: d.Verdict, Translated: translated, Outbound: d.Outbound}
 	a.Index, a.Implicit = c.index(d.Rule)
 	if d.Rule >= 0 {
 		a.Rule = &c.policy.Rules[d.Rule].Name
@@ -141,10 +151,10 @@ func (c *combined) answer(d policy.Decision) admin.Answer {
 }
 
 // explain decides a flow, with reasons.
-func (c *combined) explain(f policy.Flow) admin.Explanation {
+func (c *combined) explain(f policy.Flow, path datapath.ReturnPath) admin.Explanation {
 	e := c.policy.Explain(f)
 	out := admin.Explanation{
-		Answer:    c.answer(policy.Decision{Verdict: e.Verdict, Outbound: e.Outbound, Rule: e.Index}),
+		Answer:    c.answer(policy.Decision{Verdict: e.Verdict, Outbound: e.Outbound, Rule: e.Index}, c.translated(e.Index, path)),
 		Ambiguous: e.Ambiguous,
 		Skipped:   []admin.Skipped{},
 	}
@@ -181,7 +191,9 @@ func lists(rules []policy.Rule, geo policy.GeoData) (all []admin.List) {
 
 // Explain decides a flow as the gateway would with this configuration, except that upstreams which are
 // given by name are not looked up.
-func (p *Plan) Explain(f policy.Flow) admin.Explanation { return p.combine(nil).explain(f) }
+func (p *Plan) Explain(f policy.Flow) admin.Explanation {
+	return p.combine(nil).explain(f, returnPath(p.Config))
+}
 
 // matches is what a rule asks for, in the words of the file.
 func matches(r policy.Rule) string {

@@ -62,6 +62,7 @@ func (f inForce) describe() admin.Config {
 		ImplicitRules: f.policy.implicit,
 		Default:       f.policy.file.Default,
 		OnFailure:     f.plan.Config.OnFailure.String(),
+		ReturnPath:    string(f.plan.Config.ReturnPath),
 	}
 }
 
@@ -92,7 +93,7 @@ func (g *gateway) Flows(context.Context) ([]admin.Flow, error) {
 	for i, f := range flows {
 		out[i] = admin.Flow{
 			Network: f.Protocol, Source: f.Source, Destination: f.Destination,
-			Verdict: f.Verdict, Outbound: f.Outbound, Rule: f.Rule, Generation: f.Generation, State: f.State,
+			Verdict: f.Verdict, Translated: f.Translated, Outbound: f.Outbound, Rule: f.Rule, Generation: f.Generation, State: f.State,
 			Packets: f.Packets, Bytes: f.Bytes, Age: f.Age.Seconds(), Idle: f.Idle.Seconds(),
 			ClientMAC: f.ClientMAC, Interface: f.Interface,
 		}
@@ -146,16 +147,17 @@ func (g *gateway) Rules(context.Context) ([]admin.Rule, error) {
 	if err != nil {
 		return nil, err
 	}
-	force := g.current().policy
-	if len(counts) != len(force.policy.Rules)+1 {
+	force := g.current()
+	if len(counts) != len(force.policy.policy.Rules)+1 {
 		return nil, errors.New("reading the rules: the policy is just being replaced; ask again")
 	}
 	rules := make([]admin.Rule, len(counts))
 	for i, n := range counts {
 		rules[i] = admin.Rule{Name: n.Name, Matches: "everything else", Verdict: n.Verdict, Outbound: n.Outbound, Flows: n.Flows}
-		rules[i].Index, rules[i].Implicit = force.index(n.Index)
+		rules[i].Translated = force.policy.translated(n.Index, force.desired.ReturnPath)
+		rules[i].Index, rules[i].Implicit = force.policy.index(n.Index)
 		if n.Index >= 0 {
-			rules[i].Matches = matches(force.policy.Rules[n.Index])
+			rules[i].Matches = matches(force.policy.policy.Rules[n.Index])
 		}
 	}
 	return rules, nil
@@ -188,7 +190,7 @@ func (g *gateway) Explain(_ context.Context, facts map[string][]string) (admin.L
 	e := admin.LiveExplanation{
 		Config:     force.describe(),
 		Generation: g.datapath.Generation(),
-		Policy:     force.policy.explain(flow),
+		Policy:     force.policy.explain(flow, force.desired.ReturnPath),
 	}
 	e.Policy.Sources.Names = sources.Names
 	if flow.Destination.Addr().IsValid() {
@@ -204,7 +206,7 @@ func (g *gateway) Explain(_ context.Context, facts map[string][]string) (admin.L
 			e.Policy.Ambiguous = kernel.Doubtful && len(flow.Names) > 0
 			e.Policy.Sniff = kernel.Doubtful && flow.Network != 0
 		}
-		answer := force.policy.answer(kernel.Decision)
+		answer := force.policy.answer(kernel.Decision, kernel.Translated)
 		e.Kernel = &answer
 	}
 	return e, nil

@@ -87,6 +87,16 @@ func (p *Policy) outcome(rule int) outcome {
 	return o
 }
 
+// Translated reports whether a direct flow that the rule decides, or for -1 the default, leaves with the gateway's own
+// address. A rule that does not say does as the configuration's return path, symmetric or not, and so does a flow that
+// goes direct because its proxy is not there.
+func (p *Policy) Translated(rule int, symmetric bool) bool {
+	if rule < 0 || p.Rules[rule].SNAT == nil {
+		return symmetric
+	}
+	return *p.Rules[rule].SNAT
+}
+
 // before reports whether d comes from an earlier rule; the default comes after all rules.
 func (d Decision) before(e Decision) bool { return d.Rule >= 0 && (e.Rule < 0 || d.Rule < e.Rule) }
 

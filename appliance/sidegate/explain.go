@@ -188,7 +188,7 @@ func reloadHint(file, running string) string {
 }
 
 func sentence(a admin.Answer) string {
-	outcome := a.Verdict.String()
+	outcome := direct(a.Verdict.String(), a.Translated)
 	if a.Verdict == policy.Proxy {
 		outcome += " through " + a.Outbound
 	}

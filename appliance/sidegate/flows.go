@@ -67,7 +67,7 @@ func (c *flowsCmd) Run(ctx context.Context, e *env) error {
 	}
 	t := e.table("NETWORK", "CLIENT", "DESTINATION", "VERDICT", "OUTBOUND", "RULE", "STATE", "AGE", "IDLE", "PACKETS", "BYTES")
 	for _, f := range flows {
-		t.row(f.Network, f.Source, f.Destination, f.Verdict, orDash(f.Outbound), f.Rule, f.State,
+		t.row(f.Network, f.Source, f.Destination, direct(f.Verdict, f.Translated), orDash(f.Outbound), f.Rule, f.State,
 			duration(seconds(f.Age)), duration(seconds(f.Idle)), f.Packets, size(f.Bytes))
 	}
 	t.print()

@@ -30,7 +30,8 @@ func (c *statusCmd) Run(ctx context.Context, e *env) error {
 	}
 	t := e.table("")
 	t.row("sidegate", fmt.Sprintf("%s, running for %s (process %d)", s.Version, duration(time.Since(s.Started)), s.PID))
-	t.row("configuration", fmt.Sprintf("%s: %s, default %s, on failure %s", file, plural(s.Config.Rules, "rule"), s.Config.Default, s.Config.OnFailure))
+	t.row("configuration", fmt.Sprintf("%s: %s, default %s, on failure %s, return path %s",
+		file, plural(s.Config.Rules, "rule"), s.Config.Default, s.Config.OnFailure, s.Config.ReturnPath))
 	t.row("policy", fmt.Sprintf("generation %d, %s", s.Generation, reloadText(s.LastReload)))
 	t.row("LAN", interfacesText(s.Interfaces))
 	t.row("relaying", fmt.Sprintf("%s, %s", plural(s.Proxy.Connections, "TCP connection"), plural(s.Proxy.Sessions, "UDP session")))
@@ -140,7 +141,7 @@ func (c *rulesCmd) Run(ctx context.Context, e *env) error {
 		if name == "default" || strings.HasPrefix(name, "#") {
 			name = "-"
 		}
-		t.row(number, name, decided(r.Verdict, r.Outbound), r.Flows, r.Matches)
+		t.row(number, name, decided(r.Verdict, r.Outbound, r.Translated), r.Flows, r.Matches)
 	}
 	t.print()
 	return nil

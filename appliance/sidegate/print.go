@@ -92,9 +92,17 @@ func orDash(s string) string {
 	return s
 }
 
-func decided(verdict, outbound string) string {
+func decided(verdict, outbound string, translated bool) string {
 	if verdict == policy.Proxy.String() {
 		return "proxy " + outbound
+	}
+	return direct(verdict, translated)
+}
+
+// direct is a verdict with what a direct flow is called whose replies come back through the gateway.
+func direct(verdict string, translated bool) string {
+	if translated {
+		return verdict + ", translated"
 	}
 	return verdict
 }
