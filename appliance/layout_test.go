@@ -14,13 +14,13 @@ import (
 // layout says which of our packages each package may import, besides policy, which everything may.
 // A package that is not in it is an error: decide where it belongs before it grows roots.
 var layout = map[string][]string{
-	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin", "sysctl", "lab"},
-	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "admin", "sysctl"},
+	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "firewall", "admin", "sysctl", "lab"},
+	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "firewall", "admin", "sysctl"},
 	"proxy":    {"sniff", "outbound"},
 	"config":   {"geodata"},
 
 	"policy": {}, "geodata": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
-	"sysctl": {}, "doctor": {"netstate", "sysctl"}, "admin": {}, "lab": {},
+	"sysctl": {}, "firewall": {}, "doctor": {"netstate", "sysctl", "firewall"}, "admin": {}, "lab": {},
 
 	// no part of the product: they measure and try the built program
 	"bench": {"lab", "admin"}, "endtoend": {"lab"},
@@ -32,6 +32,7 @@ var pure = []string{"policy", "sniff", "sysctl"}
 // owners of a library are the only packages that import it: what it does is theirs alone.
 var owners = map[string][]string{
 	"github.com/cilium/ebpf":              {"datapath", "bench"},
+	"github.com/google/nftables":          {"datapath", "firewall"},
 	"github.com/knadh/koanf":              {"config"},
 	"github.com/miekg/dns":                {"dns", "lab"},
 	"github.com/quic-go/quic-go":          {"dns", "lab"},

@@ -1,0 +1,224 @@
+// Package firewall reads the packet filters of a network namespace and says what becomes of a packet that somebody describes, and by
+// which rule: the answer to "who drops my traffic" without sending any.
+//
+// It walks the rules as the kernel would. A condition that it does not know, or that depends on what was not described, is neither
+// true nor false: the walk goes on both ways, and the answer says that it is not certain.
+package firewall
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// State is what connection tracking says of a packet. The zero value is one that nobody knows.
+type State uint8
+
+// The states (nf_conntrack; nft(8), "ct state").
+const (
+	New         State = iota + 1
+	Established       // of a connection that was seen both ways
+	Invalid           // of no connection, or contrary to what was seen of it
+	Untracked         // exempted by notrack
+)
+
+// Packet describes one. What is not given is unknown, except the mark.
+type Packet struct {
+	Source, Destination netip.AddrPort // of one family
+	Protocol            uint8          // unix.IPPROTO_TCP …
+	In, Out             Interface      // none: it begins, or ends, in the box
+	Mark                uint32
+	State               State
+	// Steered packets have a mark that an ip rule leads to a local route, wherever they go to: reverse path filters which look the
+	// source up with the mark find no way back.
+	Steered bool
+}
+
+// Interface is a network interface.
+type Interface struct {
+	Name  string
+	Index int
+}
+
+// Verdict is what becomes of a packet.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Accepted   Verdict = iota + 1
+	Dropped            // also: rejected
+	Translated         // accepted, with another source address
+)
+
+// Judgement is what becomes of a packet, and whose doing it is.
+type Judgement struct {
+	Verdict Verdict
+	// Certain is false where a condition could not be judged: with Dropped, something before may accept it; with Accepted, Place is
+	// what may drop it.
+	Certain bool
+	Place   Place // what drops or translates it
+}
+
+// Place is a rule, or a chain's policy.
+type Place struct {
+	Family nftables.TableFamily
+	Table  string
+	Chain  string
+	Rule   string // as nft(8) would write it, roughly; empty: the chain's policy
+	Legacy bool   // of iptables-legacy: Family and Table are those of that
+}
+
+func (p Place) String() string {
+	rule := p.Rule
+	if rule == "" {
+		rule = "policy drop"
+	}
+	return fmt.Sprintf("%s %s %s: %s", familyName(p.Family), p.Table, p.Chain, rule)
+}
+
+func familyName(f nftables.TableFamily) string {
+	switch f {
+	case nftables.TableFamilyIPv4:
+		return "ip"
+	case nftables.TableFamilyIPv6:
+		return "ip6"
+	}
+	return "inet"
+}
+
+// Ruleset is a snapshot of the filters. It does not change.
+type Ruleset struct {
+	chains map[chainKey]*chain
+	bases  []*chain
+	sets   map[setKey]*set
+	// Unread says what there is besides and was not read; empty: nothing.
+	Unread string
+}
+
+type chainKey struct {
+	family nftables.TableFamily
+	table  string
+	name   string
+}
+
+type setKey = chainKey
+
+type chain struct {
+	chainKey
+	*nftables.Chain
+	rules []*nftables.Rule
+}
+
+type set struct {
+	*nftables.Set
+	elements []nftables.SetElement
+}
+
+// Read takes a snapshot of the calling thread's network namespace. It needs CAP_NET_ADMIN.
+func Read(ctx context.Context) (*Ruleset, error) {
+	r := &Ruleset{chains: map[chainKey]*chain{}, sets: map[setKey]*set{}, Unread: legacyTables()}
+	err := r.read(ctx)
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return nil, fmt.Errorf("reading the firewall: %w; it takes root, or CAP_NET_ADMIN", err)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL) && len(r.chains) == 0:
+		return r, nil // a kernel without nftables
+	case err != nil:
+		return nil, fmt.Errorf("reading the firewall: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Ruleset) read(ctx context.Context) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return err
+	}
+	tables := map[chainKey]*nftables.Table{}
+	for _, ch := range chains {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		switch ch.Table.Family {
+		case nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyINet:
+		default:
+			continue
+		}
+		rules, err := c.GetRules(ch.Table, ch)
+		if err != nil {
+			return fmt.Errorf("chain %s of table %s: %w", ch.Name, ch.Table.Name, err)
+		}
+		key := chainKey{ch.Table.Family, ch.Table.Name, ch.Name}
+		r.chains[key] = &chain{key, ch, rules}
+		if ch.Hooknum != nil {
+			r.bases = append(r.bases, r.chains[key])
+		}
+		key.name = ""
+		tables[key] = ch.Table
+	}
+	for key, table := range tables {
+		sets, err := c.GetSets(table)
+		if err != nil {
+			return fmt.Errorf("sets of table %s: %w", table.Name, err)
+		}
+		for _, s := range sets {
+			elements, err := c.GetSetElements(s)
+			if err != nil {
+				return fmt.Errorf("set %s of table %s: %w", s.Name, table.Name, err)
+			}
+			key.name = s.Name
+			r.sets[key] = &set{s, elements}
+		}
+	}
+	return nil
+}
+
+// legacyTables names tables of the old iptables that exist, for their rules are in nobody's netlink.
+func legacyTables() string {
+	var all []string
+	for _, f := range []struct{ file, tool string }{{"ip_tables_names", "iptables-legacy"}, {"ip6_tables_names", "ip6tables-legacy"}} {
+		text, err := os.ReadFile("/proc/thread-self/net/" + f.file)
+		if names := strings.Fields(string(text)); err == nil && len(names) > 0 {
+			all = append(all, fmt.Sprintf("%s (%s)", f.tool, strings.Join(names, ", ")))
+		}
+	}
+	return strings.Join(all, " and ")
+}
+
+// Forwarded is what becomes of a packet that the box forwards.
+func (r *Ruleset) Forwarded(p Packet) Judgement {
+	return r.walk(p, nftables.ChainHookPrerouting, nftables.ChainHookForward, nftables.ChainHookPostrouting)
+}
+
+// Delivered is what becomes of a packet that comes to a socket of the box.
+func (r *Ruleset) Delivered(p Packet) Judgement {
+	return r.walk(p, nftables.ChainHookPrerouting, nftables.ChainHookInput)
+}
+
+// Sent is what becomes of a packet that the box itself sends.
+func (r *Ruleset) Sent(p Packet) Judgement {
+	return r.walk(p, nftables.ChainHookOutput, nftables.ChainHookPostrouting)
+}
+
+// interfaceByName finds an interface of the calling thread's namespace.
+func interfaceByName(name string) (Interface, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return Interface{}, err
+	}
+	return Interface{i.Name, i.Index}, nil
+}
+
+func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
