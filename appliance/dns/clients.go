@@ -43,7 +43,7 @@ func deviceOf(addr netip.Addr, mac policy.MAC) device {
 
 // clients knows who asks. Fairness is by device: what one asks must not cost others an answer.
 type clients struct {
-	limits Limits
+	limits Limits // Queries is guarded by the mutex
 	allow  func(netip.Addr) bool
 	facts  func(netip.Addr) (policy.MAC, string)
 
@@ -188,6 +188,13 @@ func (c *clients) device(addr netip.Addr) device {
 		mac, _ = c.facts(addr)
 	}
 	return deviceOf(addr, mac)
+}
+
+// limitQueries changes what one address may ask a second.
+func (c *clients) limitQueries(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limits.Queries = n
 }
 
 // get finds a client or makes room for it: of some silent ones, the one that was so for longest is

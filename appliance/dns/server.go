@@ -81,8 +81,11 @@ func newServer(o Options) *Server {
 	return s
 }
 
+// defaultQueries is more than any client asks for itself: caches between us and the clients do.
+const defaultQueries = 250000
+
 func (o *Options) setDefaults() {
-	setDefault(&o.Limits.Queries, 250000)
+	setDefault(&o.Limits.Queries, defaultQueries)
 	setDefault(&o.Limits.Outstanding, 512)
 	setDefault(&o.Limits.Connections, 32)
 	if o.Allow == nil {
@@ -112,6 +115,12 @@ func (s *Server) Use(r *Resolver) {
 	if old := s.resolver.Swap(r); old != nil && old != r {
 		old.addTo(&s.retired.filtered, s.retired.upstreams)
 	}
+}
+
+// LimitQueries replaces Limits.Queries; 0 is the default. What clients have asked before counts.
+func (s *Server) LimitQueries(n int) {
+	setDefault(&n, defaultQueries)
+	s.clients.limitQueries(n)
 }
 
 // Serve answers until ctx ends, then closes every descriptor and waits for every goroutine and thread of

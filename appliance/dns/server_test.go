@@ -537,3 +537,34 @@ func TestReloadChangesWhatClientsMay(t *testing.T) {
 	}))
 	d.expect("www.example", dns.TypeA, "NXDOMAIN")
 }
+
+// TestLimitQueries: the limit changes for clients that are known already.
+func TestLimitQueries(t *testing.T) {
+	r := newResolver(t, Settings{Upstreams: map[string]Exchanger{"up": newZone(t)}, Default: "up"})
+	s := newServer(Options{Limits: Limits{Queries: 1}, Learner: new(pupil)})
+	client, now := client4.As16(), monotonic()
+	ask := func(n int) (lost int) {
+		for range n {
+			a, reason := s.clients.admit(client, r, now)
+			if reason != 0 {
+				lost++
+				continue
+			}
+			s.clients.leave(a)
+		}
+		return lost
+	}
+	if lost := ask(100); lost != 98 {
+		t.Fatalf("at one a second %d of 100 at once are lost, want 98", lost)
+	}
+	s.LimitQueries(1000)
+	now += int64(3 * time.Second)
+	if lost := ask(100); lost != 0 {
+		t.Errorf("at 1000 a second %d of 100 at once are lost", lost)
+	}
+	s.LimitQueries(0)
+	now += int64(3 * time.Second)
+	if lost := ask(2000); lost != 0 {
+		t.Errorf("at the default %d of 2000 at once are lost", lost)
+	}
+}

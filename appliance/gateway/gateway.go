@@ -72,7 +72,6 @@ type gateway struct {
 	names      *names
 	dns        *dns.Server                // nil: its sockets could not be opened, and no configuration asked for them
 	noDNS      error                      // why
-	asking     dns.Limits                 // of those who ask it: what it was started with
 	resolution atomic.Pointer[resolution] // what it answers by
 	retired    sync.WaitGroup             // resolutions that are being closed
 	neighbours neighbours

@@ -165,6 +165,9 @@ func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
 	}
 	commit()
+	if g.dns != nil {
+		g.dns.LimitQueries(int(plan.Config.PerClient.DNSQueries))
+	}
 	g.report("upstreams", unknown)
 	g.retired.Go(before.close)
 	g.warnOfLater(plan)
@@ -175,9 +178,6 @@ func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *
 func (g *gateway) warnOfLater(plan *Plan) {
 	if g.proxyOptions(plan, g.relay.Verdicts) != g.relay {
 		g.log.Warn("the proxy's times and the clients' shares of it have changed: they take effect at the next start")
-	}
-	if g.dns != nil && dnsLimits(plan) != g.asking {
-		g.log.Warn("per_client: dns_queries has changed: the kernel counts by it at once, the DNS server itself from the next start on")
 	}
 }
 

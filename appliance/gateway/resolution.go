@@ -156,10 +156,9 @@ func (g *gateway) surroundings() surroundings {
 
 // listenDNS opens the DNS server's sockets. A gateway that has no DNS section can do without, until one appears.
 func (g *gateway) listenDNS(plan *Plan, p *pupils) error {
-	g.asking = dnsLimits(plan)
 	g.dns, g.noDNS = dns.Listen(dns.Options{
 		Learner: p, ClientFacts: p.facts, Allow: g.neighbours.mayAsk, Mark: uint32(datapath.MarkOwn), Log: g.log,
-		Limits: g.asking,
+		Limits: dns.Limits{Queries: int(plan.Config.PerClient.DNSQueries)}, // of what the kernel lets through, and of TCP
 	})
 	if g.noDNS != nil && plan.resolution != nil {
 		return plan.Config.DNS.Position.Errorf("dns: %w", g.noDNS)
@@ -168,11 +167,6 @@ func (g *gateway) listenDNS(plan *Plan, p *pupils) error {
 		g.resolve(plan.resolution)
 	}
 	return nil
-}
-
-// dnsLimits are of what the kernel lets through, and of TCP.
-func dnsLimits(plan *Plan) dns.Limits {
-	return dns.Limits{Queries: int(plan.Config.PerClient.DNSQueries)}
 }
 
 // resolve makes the gateway and the DNS server look names up by r, and returns what they did by before. Without r the
