@@ -3,6 +3,7 @@ package dns
 import (
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -19,6 +20,7 @@ type entry struct {
 	refused   bool         // failed because who asked has too much under way; never in the cache
 	stored    int64        // monotonic, nanoseconds
 	life      int64        // nanoseconds; 0: for those who wait for it and nobody else
+	guarded   bool         // it must not lead to an address of the gateway's own
 	addrs     []netip.Addr // of the name, if they were asked for
 	lessons   []lesson
 
@@ -74,6 +76,7 @@ type cache struct {
 	shards   [shards]cacheShard
 	prefetch bool
 	stale    int64
+	own      func(netip.Addr) bool // nil: none
 }
 
 type cacheShard struct {
@@ -90,8 +93,8 @@ type cacheShard struct {
 // bytesPerEntry bounds the memory of a full cache. Most entries take less.
 const bytesPerEntry = 1024
 
-func newCache(c Cache) *cache {
-	all := &cache{seed: maphash.MakeSeed(), prefetch: c.Prefetch, stale: int64(c.Stale)}
+func newCache(c Cache, own func(netip.Addr) bool) *cache {
+	all := &cache{own: own, seed: maphash.MakeSeed(), prefetch: c.Prefetch, stale: int64(c.Stale)}
 	for i := range all.shards {
 		s := &all.shards[i]
 		s.entries = make(map[string]*entry)
@@ -126,6 +129,9 @@ func (c *cache) get(key []byte, now int64) (e *entry, how found, renew bool) {
 	switch {
 	case e == nil:
 		return nil, nothing, false
+	case c.unsafe(e):
+		s.remove(e)
+		return nil, nothing, false
 	case now < e.expires():
 		e.visited = true
 		return e, fresh, c.renews(e, now)
@@ -145,11 +151,25 @@ func (c *cache) ready(key []byte, client *[16]byte, now int64) (e *entry, renew 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e = s.entries[string(key)]
-	if e == nil || now >= e.expires() || len(e.lessons) > 0 && !e.knows(client, now) {
+	if e == nil || now >= e.expires() || len(e.lessons) > 0 && !e.knows(client, now) || c.unsafe(e) {
 		return nil, false
 	}
 	e.visited = true
 	return e, c.renews(e, now)
+}
+
+// unsafe reports whether an answer leads to what has become an address of the gateway's own since it was kept. All
+// addresses that passed the filter are in its lessons.
+func (c *cache) unsafe(e *entry) bool {
+	if !e.guarded || c.own == nil {
+		return false
+	}
+	for _, l := range e.lessons {
+		if slices.ContainsFunc(l.addrs, c.own) {
+			return true
+		}
+	}
+	return false
 }
 
 // renews decides on renewal, once for each entry. The caller holds the shard's mutex.

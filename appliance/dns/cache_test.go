@@ -255,7 +255,7 @@ func TestPrefetch(t *testing.T) {
 
 // The cache is bounded, and what is in use stays.
 func TestCacheIsBounded(t *testing.T) {
-	c := newCache(Cache{Entries: 1600})
+	c := newCache(Cache{Entries: 1600}, nil)
 	entry := func(name string, size int) *entry {
 		return &entry{key: name, wire: make([]byte, size), stored: monotonic(), life: int64(time.Hour)}
 	}

@@ -53,7 +53,8 @@ type Settings struct {
 	StripECH  bool // remove encrypted-client-hello keys from HTTPS and SVCB records
 
 	// RebindAllow are suffixes whose names may have private addresses, beside those that always may: lan,
-	// local, home.arpa, internal, localhost and names of one label.
+	// local, home.arpa, internal, localhost, names of one label, and ipv4only.arpa itself. As in domain_suffix one is the
+	// name and what is below it; with a leading dot, only what is below it.
 	RebindAllow []string
 	// Own reports the gateway's own addresses: no public name may lead to them. nil: none.
 	Own func(netip.Addr) bool

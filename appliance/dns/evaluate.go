@@ -108,14 +108,18 @@ func (r *Resolver) exchange(ctx context.Context, a *ask, p *plan) *entry {
 				return r.rejected(a, response.Reject, r.clamp(got.ttl))
 			}
 		}
-		if !r.rebinding.exempt(a.host) && got.filter(r.rebinding.forbidden) {
+		guarded := !r.rebinding.exempt(a.host)
+		if guarded && got.filter(r.rebinding.forbidden) {
 			r.counters.filtered.Add(1)
+			got.excuse()
 			if r.rebound.given() {
 				r.log.Info("kept addresses of this network from who asked for a public name: if they are right, name it under rebind_allow", "name", a.host, "upstream", name)
 			}
 		}
 		got.trim(p.version, p.stripECH)
-		return r.entry(a, got)
+		e := r.entry(a, got)
+		e.guarded = guarded
+		return e
 	}
 }
 

@@ -30,6 +30,15 @@ func (got *answer) filter(forbidden func(netip.Addr) bool) bool {
 	return changed
 }
 
+// excuse makes an answer negative if the filter left it none of the records that were asked for: without a SOA record
+// clients do not keep it, and ask again at once (RFC 2308 section 5). Dnsmasq's filter leaves none; unbound has one in
+// the negative answers that it makes up.
+func (got *answer) excuse() {
+	if !slices.ContainsFunc(got.records, func(record dns.RR) bool { return record.Header().Rrtype == got.qtype }) {
+		got.authority = []dns.RR{apex(dns.Fqdn(got.names[len(got.names)-1]))}
+	}
+}
+
 func filterHints(record *dns.SVCB, forbidden func(netip.Addr) bool) (changed bool) {
 	keep := func(ips []net.IP, v4 bool) []net.IP {
 		return slices.DeleteFunc(slices.Clone(ips), func(ip net.IP) bool {
@@ -56,7 +65,8 @@ func filterHints(record *dns.SVCB, forbidden func(netip.Addr) bool) (changed boo
 }
 
 // trim takes out what a rule wants clients not to see of services: hints of a family that is not to be
-// used, and the keys of encrypted client hello.
+// used, and the keys of encrypted client hello. Without hints clients ask for the addresses (RFC 9460 section 7.3), and are
+// told of a family that is only not preferred if there is no other.
 func (got *answer) trim(version Preference, stripECH bool) {
 	changed := false
 	for _, record := range got.records {
@@ -68,19 +78,15 @@ func (got *answer) trim(version Preference, stripECH bool) {
 			changed = removeKeys(s, dns.SVCB_ECHCONFIG) || changed
 		}
 		switch {
-		case version == Only4, version == Prefer4 && hasKey(s, dns.SVCB_IPV4HINT):
+		case version == Only4, version == Prefer4:
 			changed = removeKeys(s, dns.SVCB_IPV6HINT) || changed
-		case version == Only6, version == Prefer6 && hasKey(s, dns.SVCB_IPV6HINT):
+		case version == Only6, version == Prefer6:
 			changed = removeKeys(s, dns.SVCB_IPV4HINT) || changed
 		}
 	}
 	if changed {
 		got.unsign()
 	}
-}
-
-func hasKey(record *dns.SVCB, key dns.SVCBKey) bool {
-	return slices.ContainsFunc(record.Value, func(v dns.SVCBKeyValue) bool { return v.Key() == key })
 }
 
 // removeKeys takes parameters out of a service's record, and out of the list of those that a client must

@@ -46,7 +46,7 @@ func isPrivate(a netip.Addr) bool {
 
 // rebinding says which names may have private addresses.
 type rebinding struct {
-	allowed map[string]bool // suffixes
+	allowed map[string]bool // suffixes; with a leading dot they are not names themselves
 	own     func(netip.Addr) bool
 }
 
@@ -54,11 +54,15 @@ type rebinding struct {
 // which ICANN reserved for private use in 2024. "lan" is what many routers make up.
 var localSuffixes = []string{"lan", "local", "home.arpa", "internal", "localhost"}
 
+// discovery is the name by which hosts find the prefix of the network's translator (RFC 7050): its addresses are special,
+// and IANA's own, so that no page can have it for its origin (RFC 8880).
+const discovery = "ipv4only.arpa"
+
 func newRebinding(allow []string, own func(netip.Addr) bool) rebinding {
 	r := rebinding{allowed: make(map[string]bool), own: own}
 	for _, list := range [][]string{localSuffixes, allow} {
 		for _, suffix := range list {
-			r.allowed[lowerName(strings.TrimPrefix(suffix, "."))] = true
+			r.allowed[lowerName(suffix)] = true
 		}
 	}
 	return r
@@ -67,16 +71,16 @@ func newRebinding(allow []string, own func(netip.Addr) bool) rebinding {
 // exempt reports whether a name may lead to any address. It is the name that the client asked for, not what
 // an answer says it is an alias of: that is what a page's origin is compared with.
 func (r *rebinding) exempt(name string) bool {
-	if !strings.Contains(name, ".") {
+	if !strings.Contains(name, ".") || name == discovery || r.allowed[name] {
 		return true
 	}
 	for {
-		if r.allowed[name] {
-			return true
-		}
 		_, parent, ok := strings.Cut(name, ".")
 		if !ok {
 			return false
+		}
+		if r.allowed[parent] || r.allowed["."+parent] {
+			return true
 		}
 		name = parent
 	}

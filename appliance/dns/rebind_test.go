@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -113,4 +114,99 @@ func shows(m *dns.Msg, a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// TestNAT64Discovery: hosts find a translator's prefix by a name whose addresses are special (RFC 7050). Nothing below
+// that name is special.
+func TestNAT64Discovery(t *testing.T) {
+	z := newZone(t)
+	z.add(t, "ipv4only.arpa. 60 A 192.0.0.170")
+	z.add(t, "ipv4only.arpa. 60 A 192.0.0.171")
+	z.add(t, "ipv4only.arpa. 60 AAAA 64:ff9b::c000:aa")
+	z.add(t, "evil.ipv4only.arpa. 60 A 192.0.0.170")
+	d := over(t, z, nil)
+	d.expect("ipv4only.arpa.", dns.TypeA, "NOERROR 192.0.0.170 192.0.0.171")
+	d.expect("ipv4only.arpa.", dns.TypeAAAA, "NOERROR 64:ff9b::c000:aa")
+	d.expect("evil.ipv4only.arpa.", dns.TypeA, "NOERROR")
+}
+
+// TestRebindAllowDot: a suffix with a leading dot is only what is below it, as in domain_suffix.
+func TestRebindAllowDot(t *testing.T) {
+	r := newRebinding([]string{"corp.example", ".Below.example"}, nil)
+	for name, want := range map[string]bool{
+		"corp.example": true, "www.corp.example": true, "xcorp.example": false,
+		"below.example": false, "www.below.example": true, "a.b.below.example": true, "xbelow.example": false,
+	} {
+		if got := r.exempt(name); got != want {
+			t.Errorf("%s: exempt %v, want %v", name, got, want)
+		}
+	}
+}
+
+// TestFilteredIsNegative: an answer of which nothing is left tells for how long that holds (RFC 2308), of the name that
+// has nothing: the end of the chain.
+func TestFilteredIsNegative(t *testing.T) {
+	z := newZone(t)
+	z.add(t, "evil.example. 600 A 192.168.0.1")
+	z.add(t, "alias.example. 600 CNAME evil.example.")
+	z.add(t, "half.example. 600 A 192.168.0.1")
+	z.add(t, "half.example. 600 A 203.0.113.1")
+	d := over(t, z, nil)
+	for name, owner := range map[string]string{"evil.example.": "evil.example.", "alias.example.": "evil.example.", "half.example.": ""} {
+		m := d.ask(name, dns.TypeA)
+		got := ""
+		for _, record := range m.Ns {
+			if soa, ok := record.(*dns.SOA); ok {
+				got += soa.Hdr.Name
+			}
+		}
+		if got != owner {
+			t.Errorf("%s: SOA of %q, want %q:\n%v", name, got, owner, m)
+		}
+	}
+}
+
+// TestPreferredHints: hints are of the preferred family or none. Whoever gets none asks for addresses.
+func TestPreferredHints(t *testing.T) {
+	z := newZone(t)
+	four, six := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
+	for name, a := range map[string]netip.Addr{"four.example.": four, "six.example.": six} {
+		z.set(func(z *zone) { z.records = append(z.records, &dns.HTTPS{SVCB: hinted(name, dns.TypeHTTPS, a)}) })
+	}
+	for version, hidden := range map[Preference]netip.Addr{Prefer4: six, Prefer6: four} {
+		d := over(t, z, func(s *Settings) { s.IPVersion = version })
+		for name, a := range map[string]netip.Addr{"four.example.": four, "six.example.": six} {
+			m := d.ask(name, dns.TypeHTTPS)
+			if got := shows(m, a); got != (a != hidden) || len(m.Answer) != 1 {
+				t.Errorf("preference %v, %s: its hint shows %v\n%v", version, name, got, m)
+			}
+		}
+	}
+}
+
+// TestOwnAddressAppears: an address that becomes the gateway's own is kept from who asks from then on, also where the
+// answer is in the cache and the client was taught it.
+func TestOwnAddressAppears(t *testing.T) {
+	z := newZone(t)
+	z.add(t, "www.example. 600 A 203.0.113.5")
+	z.add(t, "www.corp.example. 600 A 203.0.113.5")
+	z.set(func(z *zone) {
+		z.records = append(z.records, &dns.HTTPS{SVCB: hinted("www.example.", dns.TypeHTTPS, netip.MustParseAddr("203.0.113.5"))})
+	})
+	var appeared atomic.Bool
+	d := over(t, z, func(s *Settings) {
+		s.RebindAllow = []string{"corp.example"}
+		s.Own = func(a netip.Addr) bool { return appeared.Load() && a == netip.MustParseAddr("203.0.113.5") }
+	})
+	for range 2 {
+		d.expect("www.example.", dns.TypeA, "NOERROR 203.0.113.5")
+		d.expect("www.corp.example.", dns.TypeA, "NOERROR 203.0.113.5")
+		d.expect("www.example.", dns.TypeHTTPS, "NOERROR 1 . ipv4hint=203.0.113.5")
+	}
+	appeared.Store(true)
+	for range 2 {
+		d.expect("www.example.", dns.TypeA, "NOERROR")
+		d.expect("www.corp.example.", dns.TypeA, "NOERROR 203.0.113.5")
+		d.expect("www.example.", dns.TypeHTTPS, "NOERROR 1 .")
+	}
 }

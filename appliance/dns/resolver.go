@@ -124,7 +124,7 @@ func NewResolver(s Settings) (*Resolver, error) {
 		log:        s.Log,
 		hosts:      make(map[string][]netip.Addr),
 		rebinding:  newRebinding(s.RebindAllow, s.Own),
-		cache:      newCache(s.Cache),
+		cache:      newCache(s.Cache, s.Own),
 		upstreams:  make(map[string]*upstream),
 		flights:    make(map[string]*flight),
 	}

@@ -157,7 +157,7 @@ func TestIPVersion(t *testing.T) {
 		rebound                  string
 	}{
 		{AnyVersion, four, six, "NOERROR 1 . alpn=h2 ipv4hint=192.0.2.1 ipv6hint=2001:db8::1", "NOERROR 192.0.2.4", "NOERROR 2001:db8::6", "NOERROR 1 . ipv6hint=2001:db8::6", "NOERROR 2001:db8::7"},
-		{Prefer4, four, "NOERROR", "NOERROR 1 . alpn=h2 ipv4hint=192.0.2.1", "NOERROR 192.0.2.4", "NOERROR 2001:db8::6", "NOERROR 1 . ipv6hint=2001:db8::6", "NOERROR 2001:db8::7"},
+		{Prefer4, four, "NOERROR", "NOERROR 1 . alpn=h2 ipv4hint=192.0.2.1", "NOERROR 192.0.2.4", "NOERROR 2001:db8::6", "NOERROR 1 .", "NOERROR 2001:db8::7"},
 		{Prefer6, "NOERROR", six, "NOERROR 1 . alpn=h2 ipv6hint=2001:db8::1", "NOERROR 192.0.2.4", "NOERROR 2001:db8::6", "NOERROR 1 . ipv6hint=2001:db8::6", "NOERROR 2001:db8::7"},
 		{Only4, four, "NOERROR", "NOERROR 1 . alpn=h2 ipv4hint=192.0.2.1", "NOERROR 192.0.2.4", "NOERROR", "NOERROR 1 .", "NOERROR"},
 		{Only6, "NOERROR", six, "NOERROR 1 . alpn=h2 ipv6hint=2001:db8::1", "NOERROR", "NOERROR 2001:db8::6", "NOERROR 1 . ipv6hint=2001:db8::6", "NOERROR 2001:db8::7"},
