@@ -31,8 +31,7 @@ func (got *answer) filter(forbidden func(netip.Addr) bool) bool {
 }
 
 // excuse makes an answer negative if the filter left it none of the records that were asked for: without a SOA record
-// clients do not keep it, and ask again at once (RFC 2308 section 5). Dnsmasq's filter leaves none; unbound has one in
-// the negative answers that it makes up.
+// clients do not keep it, and ask again at once (RFC 2308 section 5).
 func (got *answer) excuse() {
 	if !slices.ContainsFunc(got.records, func(record dns.RR) bool { return record.Header().Rrtype == got.qtype }) {
 		got.authority = []dns.RR{apex(dns.Fqdn(got.names[len(got.names)-1]))}
