@@ -38,7 +38,7 @@ type Options struct {
 	Socket     admin.SocketOptions // an empty path is admin.DefaultSocket
 	Version    string
 	Log        *slog.Logger
-	// ApplySysctls sets the kernel parameters that are wrong, and puts them back when the gateway is stopped.
+	// ApplySysctls sets the kernel parameters that are wrong, and puts back what was there when the gateway is stopped.
 	ApplySysctls bool
 	// Signals steer the gateway: SIGHUP reads the configuration again, SIGTERM and SIGINT stop it and remove
 	// everything, SIGUSR2 stops it and leaves the kernel's state, for a successor to take over.
@@ -82,7 +82,7 @@ type gateway struct {
 	watcher    *netstate.Watcher
 	admin      *admin.Server
 	metrics    *admin.Metrics
-	parameters *sysctl.Keeper // for whoever puts the policy in force
+	parameters *sysctl.Keeper
 
 	reloads chan chan<- admin.Reload
 	settled chan struct{} // closed when the reconciler has ended
@@ -228,10 +228,10 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	}
 	g.verdicts.datapath, pupils.datapath = g.datapath, g.datapath
 	undo = append(undo, g.closeDatapath)
-	if g.parameters, err = newKeeper(g.options.Socket.Path); err != nil {
+	if g.parameters, err = newKeeper(); err != nil { // nobody else has it: the datapath has locked the namespace
 		return nil, err
 	}
-	undo = append(undo, g.restoreParameters) // before the programs go: what is to be proxied is not forwarded meanwhile
+	undo = append(undo, g.restoreParameters)
 
 	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
 	if err := g.establish(ctx, plan, g.watcher.Snapshot()); err != nil {

@@ -3,26 +3,18 @@ package gateway
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/netstate"
 	"sidegate/appliance/sysctl"
 )
 
-// Parameters are the kernel parameters that a box with this configuration needs, with the values that they have.
-func Parameters(p *Plan) ([]sysctl.Setting, error) {
-	snapshot, err := netstate.Read()
-	if err != nil {
-		return nil, err
-	}
-	return sysctl.Read(surround(lanInterfaces(p.Config.Interfaces.LAN, snapshot, nil), snapshot))
-}
-
-// surround is what of the box decides which kernel parameters it needs.
-func surround(lans []lan, s *netstate.Snapshot) sysctl.Surroundings {
+// parametersOf is what of the network decides which kernel parameters the box needs.
+func parametersOf(lans []lan, s *netstate.Snapshot) sysctl.Surroundings {
 	var of sysctl.Surroundings
 	for _, l := range lans {
 		link, ok := s.Link(l.index)
@@ -33,67 +25,79 @@ func surround(lans []lan, s *netstate.Snapshot) sysctl.Surroundings {
 		if link.Bridge {
 			of.Bridges = append(of.Bridges, link.Name)
 		}
-		for _, a := range s.AddressesOf(link.Index) {
-			of.IPv6 = of.IPv6 || a.Prefix.Addr().Is6() && !a.Prefix.Addr().IsLinkLocalUnicast()
+		of.IPv6 = of.IPv6 || slices.ContainsFunc(s.AddressesOf(link.Index), func(a netstate.Address) bool { return a.Prefix.Addr().Is6() })
+	}
+	for _, r := range s.Defaults {
+		if link, ok := s.Link(r.LinkIndex); ok && r.Advertised && !slices.Contains(of.Uplinks, link.Name) {
+			of.Uplinks = append(of.Uplinks, link.Name)
 		}
 	}
-	of.Uplinks = advertisedUplinks(s)
 	return of
 }
 
-// advertisedUplinks are the interfaces that the box takes its own IPv6 route from: by an advertisement that it has taken, or, where it
-// has no route, one that it took before, for that has given it an address too.
-func advertisedUplinks(s *netstate.Snapshot) (names []string) {
-	route, ok := s.Default(true)
-	for _, link := range s.Links {
-		leased := slices.ContainsFunc(s.AddressesOf(link.Index), func(a netstate.Address) bool {
-			return a.Leased && a.Prefix.Addr().Is6() && a.Prefix.Addr().IsGlobalUnicast()
-		})
-		if ok && route.Advertised && route.LinkIndex == link.Index || !ok && leased {
-			names = append(names, link.Name)
-		}
+// newKeeper makes who sets kernel parameters, with a record that lasts as long as the parameters do. It is named as the lock of the
+// network namespace is, but numbers of namespaces are used again, so that its owner is the cookie, which is not.
+func newKeeper() (*sysctl.Keeper, error) {
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &ns); err != nil {
+		return nil, fmt.Errorf("telling the network namespace: %w", err)
 	}
-	return names
-}
-
-// newKeeper makes the keeper of what the parameters were before. Its record lies beside the admin socket: a successor of a daemon that
-// crashed finds it there, and a reboot, which resets the parameters, removes it.
-func newKeeper(socket string) (*sysctl.Keeper, error) {
-	namespace, err := os.Readlink("/proc/thread-self/ns/net")
+	cookie, err := namespaceCookie()
 	if err != nil {
-		return nil, fmt.Errorf("finding the network namespace: %w", err)
+		return nil, fmt.Errorf("telling the network namespace: %w", err)
 	}
-	return sysctl.NewKeeper(strings.TrimSuffix(socket, filepath.Ext(socket))+".sysctls.json", namespace)
+	return sysctl.NewKeeper(filepath.Join("/run/sidegate", fmt.Sprintf("netns-%d.sysctls", ns.Ino)), fmt.Sprint(cookie))
 }
 
-// settleParameters sets the kernel parameters where it is asked to, and says which are wrong. It comes after the programs: a box that
-// begins to forward before they are there sends direct what is to be proxied.
-func (g *gateway) settleParameters(f inForce, s *netstate.Snapshot) {
-	of := surround(f.lan, s)
-	var failed error
+// namespaceCookie is a number that no other network namespace has until the next boot.
+func namespaceCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	return unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+}
+
+// followParameters applies the kernel parameters, if that was asked for, and tells those that are not as they should be.
+func (g *gateway) followParameters(of sysctl.Surroundings) {
+	var errs []error
 	if g.options.ApplySysctls {
-		var changes []sysctl.Change
-		changes, failed = g.parameters.Apply(of)
+		changes, err := g.parameters.Apply(of)
 		for _, c := range changes {
-			g.log.Info("kernel parameter set", "what", c.String())
+			g.log.Info("a kernel parameter is set, until the gateway is stopped", "parameter", c.Name, "before", c.Before, "now", c.After)
 		}
+		errs = append(errs, err)
 	}
 	wrong, err := sysctl.Check(of)
-	errs := []error{failed, err}
-	for _, w := range wrong {
-		errs = append(errs, errors.New(w.String()))
+	errs = append(errs, err)
+	for _, s := range wrong {
+		errs = append(errs, errors.New(s.String()))
 	}
 	g.report("kernel parameters", errors.Join(errs...))
 }
 
-// restoreParameters puts back what was there before, if the gateway ends because it was stopped: a successor goes on with them.
+// restoreParameters puts back what this daemon, or one before it that crashed or left, has set.
 func (g *gateway) restoreParameters(cause error) error {
 	if cause != nil {
 		return nil
 	}
 	changes, err := g.parameters.Restore()
-	for _, c := range changes {
-		g.log.Info("kernel parameter put back", "what", c.String())
+	if len(changes) > 0 {
+		names := make([]string, len(changes))
+		for i, c := range changes {
+			names[i] = c.Name + "=" + c.After
+		}
+		g.log.Info("kernel parameters are what they were before: " + strings.Join(names, " "))
 	}
 	return err
+}
+
+// Parameters returns the kernel parameters that this box needs for a configuration, with their present values.
+func Parameters(plan *Plan) ([]sysctl.Setting, error) {
+	network, err := netstate.Read()
+	if err != nil {
+		return nil, err
+	}
+	return sysctl.Read(parametersOf(lanInterfaces(plan.Config.Interfaces.LAN, network, nil), network))
 }

@@ -83,7 +83,7 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 	force := g.force
 	g.mu.Unlock()
 	g.followInterfaces(before, force)
-	g.settleParameters(force, snapshot)
+	g.followParameters(parametersOf(lan, snapshot))
 	return nil
 }
 

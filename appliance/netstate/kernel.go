@@ -64,16 +64,16 @@ func awaitMessage(f *os.File, buffer []byte) error {
 	return cmp.Or(err, received)
 }
 
-// Read takes one snapshot, for whoever does not follow. It is of the calling thread's network namespace.
+// Read takes one Snapshot of the network namespace that the calling thread is in.
 func Read() (*Snapshot, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("reading the state of the network: %w", err)
+		return nil, fmt.Errorf("reading the network: %w", err)
 	}
 	defer h.Close()
 	s, err := dump(h)
 	if err != nil {
-		return nil, fmt.Errorf("reading the state of the network: %w", err)
+		return nil, fmt.Errorf("reading the network: %w", err)
 	}
 	return s, nil
 }

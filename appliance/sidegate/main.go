@@ -22,6 +22,7 @@ var version = ""
 
 func main() {
 	os.Exit((&env{
+		stdin:  os.Stdin,
 		stdout: os.Stdout,
 		stderr: os.Stderr,
 		getenv: os.Getenv,
@@ -30,6 +31,7 @@ func main() {
 
 // env is what the commands see of the world, so that tests run them in-process.
 type env struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 }
@@ -39,6 +41,8 @@ type commandLine struct {
 	Run     runCmd     `cmd:"" help:"Run the gateway."`
 	Check   checkCmd   `cmd:"" help:"Check a configuration: what run would refuse, and its tests."`
 	Explain explainCmd `cmd:"" help:"Tell which rule decides a flow, and why no earlier one does."`
+	Doctor  doctorCmd  `cmd:"" help:"Examine the surroundings of the gateway: what breaks or bypasses it, and the fix."`
+	Sysctls sysctlsCmd `cmd:"" help:"List the kernel parameters that a gateway needs."`
 	Status  statusCmd  `cmd:"" help:"Show how the running gateway fares."`
 	Flows   flowsCmd   `cmd:"" help:"List the flows of the running gateway."`
 	Names   namesCmd   `cmd:"" help:"List the names that clients know addresses by."`
@@ -142,8 +146,13 @@ func (f socketFlag) client(e *env) *admin.Client { return admin.NewClient(f.path
 
 // terminal reports whether people look at w, and want colours.
 func (e *env) terminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok || e.getenv("NO_COLOR") != "" || e.getenv("TERM") == "dumb" {
+	return isTerminal(w) && e.getenv("NO_COLOR") == "" && e.getenv("TERM") != "dumb"
+}
+
+// isTerminal reports whether people are at the other end of an input or output.
+func isTerminal(end any) bool {
+	f, ok := end.(*os.File)
+	if !ok {
 		return false
 	}
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)

@@ -22,9 +22,9 @@ type runCmd struct {
 	Config       string `short:"c" placeholder:"FILE" help:"Configuration; without one, the interface of the default route is the LAN and everything is direct."`
 	SocketGroup  string `placeholder:"GROUP" help:"Group that may use the admin socket."`
 	StateDir     string `placeholder:"DIR" help:"Where the datapath keeps its pins (default: in the system's BPF file system)."`
-	ApplySysctls bool   `help:"Set the kernel parameters that are wrong (see: sidegate sysctls), and put them back when stopped."`
 	LogLevel     string `default:"info" enum:"debug,info,warn,error" help:"The least that is logged: ${enum}."`
 	LogJSON      bool   `name:"log-json" help:"Log JSON."`
+	ApplySysctls bool   `name:"apply-sysctls" help:"Set the kernel parameters that are wrong, and put back what was there when stopped (see: sidegate sysctls)."`
 	socketFlag
 }
 
@@ -45,13 +45,14 @@ func (c *runCmd) Run(ctx context.Context, e *env) error {
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 	return gateway.Run(ctx, gateway.Options{
-		ConfigFile:   c.Config,
-		StateDir:     c.StateDir,
-		Socket:       admin.SocketOptions{Path: c.path(e), Group: c.SocketGroup},
-		Version:      versionText(),
-		Log:          log,
+		ConfigFile: c.Config,
+		StateDir:   c.StateDir,
+		Socket:     admin.SocketOptions{Path: c.path(e), Group: c.SocketGroup},
+		Version:    versionText(),
+		Log:        log,
+		Signals:    signals,
+
 		ApplySysctls: c.ApplySysctls,
-		Signals:      signals,
 	})
 }
 

@@ -9,13 +9,14 @@ import (
 
 type sysctlsCmd struct {
 	Config string `short:"c" placeholder:"FILE" help:"Configuration that names the LAN interfaces (default: the interface of the default route)."`
-	JSON   bool   `help:"Print the list itself as JSON, with placeholders for interfaces: for programs that set the parameters."`
+	JSON   bool   `help:"Print the whole list as JSON, whatever this box is."`
 }
 
-// Help says how the parameters are set.
+// Help says who sets them.
 func (sysctlsCmd) Help() string {
-	return `A parameter that is wrong is marked with an exclamation mark. Set them for good in /etc/sysctl.d, or by
-sidegate run --apply-sysctls, which puts them back when it is stopped. On NixOS the module sets them.`
+	return `The table is of this box, with the present values. In JSON the list is that of every box, and names hold the
+placeholders <lan>, each LAN interface, and <uplink>, each interface by which the box takes its IPv6 route from
+router advertisements; the order is that in which they are to be set. "sidegate run --apply-sysctls" sets them.`
 }
 
 func (c *sysctlsCmd) Run(e *env) error {
@@ -26,15 +27,14 @@ func (c *sysctlsCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	settings, err := gateway.Parameters(plan)
-	t := e.table("", "PARAMETER", "IS", "SHOULD BE", "OR ELSE")
-	for _, s := range settings {
-		mark := "!"
-		if s.Good() {
-			mark = " "
-		}
-		t.row(mark, s.Name, s.Seen, strings.Join(append([]string{s.Value}, s.Also...), " or "), s.Why)
+	all, err := gateway.Parameters(plan)
+	if err != nil {
+		return err
+	}
+	t := e.table("PARAMETER", "IS", "SHOULD BE", "OTHERWISE")
+	for _, s := range all {
+		t.row(s.Name, s.Seen, strings.Join(append([]string{s.Value}, s.Also...), " or "), s.Why)
 	}
 	t.print()
-	return err
+	return nil
 }

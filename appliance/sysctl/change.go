@@ -136,7 +136,15 @@ func (k *Keeper) set(name, value string) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What the kernel resets with it may be as it will be, and yet be reset when it is put back.
+	others, err := readAll(resets[name])
+	if err != nil {
+		return nil, err
+	}
 	without := slices.Clone(k.kept)
+	for _, o := range append(others, Change{Name: name, Before: before}) {
+		k.keep(Change{o.Name, o.Before, o.Before})
+	}
 	k.keep(Change{name, before, value})
 	if err := k.save(); err != nil {
 		k.kept = without
@@ -199,7 +207,9 @@ func (k *Keeper) Restore() ([]Change, error) {
 				errs = append(errs, err)
 				continue
 			}
-			done = append(done, Change{c.Name, c.After, c.Before})
+			if c.Before != c.After {
+				done = append(done, Change{c.Name, c.After, c.Before})
+			}
 		}
 	}
 	if len(errs) > 0 {
@@ -212,16 +222,22 @@ func (k *Keeper) Restore() ([]Change, error) {
 	return done, nil
 }
 
-// isReset reports whether the kernel changes a parameter along with a switch.
+// resetBy reports whether the kernel changes a parameter along with a switch.
+func resetBy(switched, parameter string) bool {
+	return slices.ContainsFunc(resets[switched], func(pattern string) bool {
+		matches, _ := filepath.Match(path(pattern), path(parameter)) // the pattern is well-formed
+		return matches
+	})
+}
+
+// isReset reports whether the kernel changes a parameter along with another one.
 func isReset(name string) bool {
 	if _, is := resets[name]; is {
 		return false
 	}
-	for _, patterns := range resets {
-		for _, pattern := range patterns {
-			if ok, _ := filepath.Match(path(pattern), path(name)); ok { // the pattern is well-formed
-				return true
-			}
+	for other := range resets {
+		if resetBy(other, name) {
+			return true
 		}
 	}
 	return false

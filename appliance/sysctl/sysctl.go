@@ -164,10 +164,13 @@ func Read(of Surroundings) ([]Setting, error) {
 	return all, errors.Join(errs...)
 }
 
-// Check returns those that are not as they should be.
+// Check returns those that are not as they should be, without those that become good as soon as another one among them does.
 func Check(of Surroundings) ([]Setting, error) {
 	all, err := Read(of)
-	return slices.DeleteFunc(all, Setting.Good), err
+	wrong := slices.DeleteFunc(all, Setting.Good)
+	return slices.DeleteFunc(slices.Clone(wrong), func(s Setting) bool {
+		return slices.ContainsFunc(wrong, func(o Setting) bool { return o.Name != s.Name && resetBy(o.Name, s.Name) })
+	}), err
 }
 
 // path is the file of a parameter. In sysctl's notation a dot within an interface's name is a slash, and the other way round.

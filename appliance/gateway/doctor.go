@@ -1,0 +1,67 @@
+package gateway
+
+import (
+	"context"
+	"slices"
+
+	"sidegate/appliance/admin"
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/doctor"
+	"sidegate/appliance/netstate"
+	"sidegate/appliance/sysctl"
+)
+
+// Examine runs the doctor for a configuration on this box. Running is the status of the gateway that runs here; nil if none does.
+func Examine(ctx context.Context, plan *Plan, running *admin.Status) ([]doctor.Finding, error) {
+	box, err := newBox(plan, running)
+	if err != nil {
+		return nil, err
+	}
+	return doctor.Examine(ctx, box), nil
+}
+
+// newBox tells the doctor of the box.
+func newBox(plan *Plan, running *admin.Status) (*doctor.Box, error) {
+	network, err := netstate.Read()
+	if err != nil {
+		return nil, err
+	}
+	lans := lanInterfaces(plan.Config.Interfaces.LAN, network, nil)
+	box := &doctor.Box{
+		Network:    network,
+		Parameters: parametersOf(lans, network),
+		DNS:        plan.Config.DNS != nil,
+		Before:     before,
+	}
+	for _, l := range lans {
+		box.LAN = append(box.LAN, doctor.LAN{Name: l.name, Index: l.index})
+	}
+	if running != nil {
+		box.Problems = unseen(running.Problems, lans, box.Parameters)
+	}
+	return box, nil
+}
+
+func before(index int) ([]doctor.Program, error) {
+	programs, err := datapath.ProgramsBefore(index)
+	found := make([]doctor.Program, len(programs))
+	for i, p := range programs {
+		found[i] = doctor.Program(p)
+	}
+	return found, err
+}
+
+// unseen leaves out of a gateway's problems those that the doctor sees by itself.
+func unseen(problems []string, lans []lan, of sysctl.Surroundings) []string {
+	var seen []string
+	for _, l := range lans {
+		if l.problem != nil {
+			seen = append(seen, l.problem.Error())
+		}
+	}
+	wrong, _ := sysctl.Check(of) // the doctor tells the error
+	for _, s := range wrong {
+		seen = append(seen, s.String())
+	}
+	return slices.DeleteFunc(slices.Clone(problems), func(p string) bool { return slices.Contains(seen, p) })
+}
