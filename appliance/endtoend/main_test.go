@@ -94,15 +94,6 @@ func (w *world) startProxied(t *testing.T, more ...string) {
 		dante.URL("socks5", lab.Credentials{}), strings.Join(more, "\n")))
 }
 
-// run executes a program on a host, which must succeed.
-func run(t *testing.T, on *lab.Host, line string) {
-	t.Helper()
-	words := strings.Fields(line)
-	if _, err := on.Exec(t.Context(), words[0], words[1:]...); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // need fails the test, or skips it where a server is not installed.
 func need(t *testing.T, err error) {
 	t.Helper()

@@ -47,7 +47,6 @@ type commandLine struct {
 	Flows   flowsCmd   `cmd:"" help:"List the flows of the running gateway."`
 	Names   namesCmd   `cmd:"" help:"List the names that clients know addresses by."`
 	Rules   rulesCmd   `cmd:"" help:"List the policy in force and what its rules decided."`
-	Sysctls sysctlsCmd `cmd:"" help:"List the kernel parameters that a side router depends on."`
 	Reload  reloadCmd  `cmd:"" help:"Make the running gateway read its configuration again."`
 	Demo    demoCmd    `cmd:"" help:"Show what sidegate does, in a network of its own (root)."`
 	Version versionCmd `cmd:"" help:"Print the version."`
