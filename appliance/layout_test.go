@@ -14,14 +14,14 @@ import (
 // layout says which of our packages each package may import, besides policy, which everything may.
 // A package that is not in it is an error: decide where it belongs before it grows roots.
 var layout = map[string][]string{
-	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "sysctl", "admin", "lab"},
-	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "sysctl", "admin"},
+	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "sysctl", "firewall", "admin", "lab"},
+	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "sysctl", "firewall", "admin"},
 	"doctor":   {"netstate", "sysctl", "firewall"},
 	"proxy":    {"sniff", "outbound"},
 	"config":   {"geodata"},
 
 	"policy": {}, "geodata": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
-	"sysctl": {}, "admin": {}, "lab": {},
+	"sysctl": {}, "firewall": {}, "admin": {}, "lab": {},
 
 	// no part of the product: they measure and try the built program
 	"bench": {"lab", "admin"}, "endtoend": {"lab"},
