@@ -3,14 +3,18 @@ package datapath
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"sidegate/appliance/lab"
 	"sidegate/appliance/policy"
 )
 
@@ -124,4 +128,101 @@ func TestFirewallWithoutNAT(t *testing.T) {
 		}
 		d.firewall = firewall{}
 	}
+}
+
+// TestFirewallUntracked: where the box's own firewall drops what it calls invalid, an asymmetric flow works if it is exempted, and
+// not otherwise; what leaves by another interface is not exempted, for the box may translate it.
+func TestFirewallUntracked(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: builds network namespaces and loads BPF programs")
+	}
+	l, err := lab.New(t.Context(), lab.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	box, laptop := l.Host(lab.Sidegate), l.Host(lab.Laptop)
+	if err := box.DropHalfSeen(t.Context()); err != nil {
+		t.Skip(err)
+	}
+	echo, err := l.Host(lab.Server).StartEcho(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, err := box.MountBPF()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The box's other interface, with hosts of its own.
+	must := func(args ...string) {
+		t.Helper()
+		if _, err := box.Exec(t.Context(), args[0], args[1:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must("ip", "link", "add", "other", "type", "veth", "peer", "name", "far")
+	must("ip", "link", "set", "other", "up")
+	must("ip", "link", "set", "far", "up")
+	must("ip", "route", "add", "198.51.100.0/24", "dev", "other")
+	must("ip", "neigh", "add", "198.51.100.1", "lladdr", "02:00:00:00:00:99", "dev", "other")
+	must("nft", "add table inet counts; add chain inet counts passing { type filter hook forward priority 1; }; add rule inet counts passing oifname other ct state untracked counter; add rule inet counts passing oifname other ct state new counter")
+
+	p := &policy.Policy{Default: "direct"}
+	for _, untracked := range []bool{false, true} {
+		err := box.Do(func() error {
+			d, err := Open(t.Context(), Options{StateDir: state + "/untracked", Log: discard()})
+			if err != nil {
+				return err
+			}
+			i := box.Interface()
+			err = d.Apply(t.Context(), Desired{Policy: p, Untracked: untracked, Interfaces: []Interface{{Name: i.Name, Index: i.Index, Ethernet: true}}})
+			return errors.Join(err, d.Detach())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []netip.AddrPort{echo.Addr4(), echo.Addr6()} {
+			err := greet(t, laptop, to)
+			if works := err == nil; works != untracked {
+				t.Errorf("untracked %t: a connection to %s: %v", untracked, to, err)
+			}
+		}
+	}
+	c, err := laptop.Dial(t.Context(), "udp", "198.51.100.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("tracked"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Wait(t.Context(), "the packet to be counted", func() error {
+		counts, err := box.Exec(t.Context(), "nft", "list", "chain", "inet", "counts", "passing")
+		if err == nil && (!strings.Contains(counts, "untracked counter packets 0") || !strings.Contains(counts, "new counter packets 1")) {
+			err = errors.New(counts)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// greet has a byte echoed over a new connection.
+func greet(t *testing.T, from *lab.Host, to netip.AddrPort) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	c, err := from.Dial(ctx, "tcp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	if _, err := c.Write([]byte{1}); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1))
+	return err
 }

@@ -173,34 +173,40 @@ func TestDirectPathMTU(t *testing.T) {
 	}
 	w.start(t, everythingDirect)
 	for family, addr := range both(w.laptop(), w.server()) {
-		d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-			var set error
-			err := c.Control(func(fd uintptr) {
-				set = errors.Join(
-					unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
-				)
-				if addr[1].Is6() {
-					set = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
-				}
-			})
-			return errors.Join(err, set)
-		}}
-		c, err := w.laptop().DialWith(t.Context(), d, "udp", netip.AddrPortFrom(addr[1], 9).String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		err = lab.Wait(within(t, 10*time.Second), family+": the path MTU error", func() error {
-			if _, err := c.Write(make([]byte, 1440)); !errors.Is(err, unix.EMSGSIZE) {
-				return fmt.Errorf("writing 1440 bytes: %v", err)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Error(err)
-		}
+		pathMTU(t, w.laptop(), family, addr[1])
 		if err := download(t, w.laptop().HTTP(), netip.AddrPortFrom(addr[1], files.Addr4().Port()), 1<<20); err != nil {
 			t.Errorf("%s: %v", family, err)
 		}
+	}
+}
+
+// pathMTU sends what may not be fragmented and is too large for the way, until an ICMP error says so.
+func pathMTU(t *testing.T, from *lab.Host, family string, server netip.Addr) {
+	t.Helper()
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		err := c.Control(func(fd uintptr) {
+			set = errors.Join(
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO),
+			)
+			if server.Is6() {
+				set = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
+			}
+		})
+		return errors.Join(err, set)
+	}}
+	c, err := from.DialWith(t.Context(), d, "udp", netip.AddrPortFrom(server, 9).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Wait(within(t, 10*time.Second), family+": the path MTU error", func() error {
+		if _, err := c.Write(make([]byte, 1440)); !errors.Is(err, unix.EMSGSIZE) {
+			return fmt.Errorf("writing 1440 bytes: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
