@@ -13,6 +13,7 @@
 #include "parse.h"
 #include "policy.h"
 #include "types.h"
+#include "watch.h"
 
 static __always_inline struct flow *flow_lookup(const struct flow_key *key)
 {
@@ -50,6 +51,8 @@ static __always_inline int flow_continue(struct __sk_buff *skb, const struct pac
 	flow->last_seen = bpf_jiffies64();
 	flow->packets++;
 	flow->bytes += skb->len;
+	if (flow->packets < WATCHED_PACKETS && flow->verdict == VERDICT_DIRECT)
+		watch(skb, p, flow);
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		flow->state = FLOW_CLOSING;
 	else if (flow->state == FLOW_OPENING && !is_proxied_tcp(p, flow))
@@ -177,6 +180,8 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	if (on_failure == ON_FAILURE_DIRECT && network_bits(p->key.protocol) &&
 	    needs_daemon(&flow) && !has_listener(p, flow.verdict))
 		flow.verdict = VERDICT_DIRECT;
+	if (flow.verdict == VERDICT_DIRECT && opens_tcp(p))
+		watch_begin(p, &flow, old);
 	if (old)
 		*old = flow;
 	else

@@ -41,6 +41,8 @@ struct packet {
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
+#define TCP_LENGTH_OFFSET 12 /* of the byte with the header's length (RFC 9293 §3.1) */
+
 #define EXTENSION_HEADERS 8
 
 static __always_inline enum parsed parse_drop(struct packet *p, enum reason reason)

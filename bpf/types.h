@@ -120,7 +120,8 @@ struct flow {
 	__u8 client_mac[6]; /* zero where the link has none */
 	__u8 dscp; /* of the first packet */
 	__u8 decided; /* enum verdict: what the policy says where nothing is sniffed */
-	__u8 pad[3];
+	__u8 attempts; /* of direct TCP: times that the SYN, then the first data, was sent */
+	__u16 opening; /* low half of the SYN's sequence number */
 };
 
 #define RULE_DEFAULT 1024

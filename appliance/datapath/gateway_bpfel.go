@@ -112,7 +112,8 @@ type gatewayFlow struct {
 	ClientMac  [6]uint8
 	Dscp       uint8
 	Decided    uint8
-	Pad        [3]uint8
+	Attempts   uint8
+	Opening    uint16
 }
 
 type gatewayFlowKey struct {
