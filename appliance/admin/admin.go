@@ -62,7 +62,7 @@ type Config struct {
 	ImplicitRules int    `json:"implicit_rules"`
 	Default       string `json:"default"`
 	OnFailure     string `json:"on_failure"`  // block or direct
-	ReturnPath    string `json:"return_path"` // asymmetric, symmetric or auto
+	ReturnPath    string `json:"return_path"` // asymmetric or symmetric, or auto: … with what it has come to
 }
 
 // Interface is a LAN interface of the configuration.

@@ -28,7 +28,6 @@ var hindrances = map[string]func(context.Context, world) error{
 		_, err := w.AddFirewall(ctx)
 		return err
 	},
-	"the box drops what is invalid": func(ctx context.Context, w world) error { return w.sidegate().DropHalfSeen(ctx) },
 }
 
 // TestHalfSeenConnections: where the network minds half-seen connections, asymmetric ones fail, and symmetric ones do not: all

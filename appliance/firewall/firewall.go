@@ -10,12 +10,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -137,6 +138,45 @@ func Read(ctx context.Context) (*Ruleset, error) {
 	return r, nil
 }
 
+// Generation changes whenever the rules do. It is cheap to ask for; of a kernel without nftables it is 0.
+func Generation() (uint32, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return 0, fmt.Errorf("asking for the firewall's generation: %w", err)
+	}
+	defer c.Close()
+	replies, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   make([]byte, 4), // struct nfgenmsg
+	})
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking for the firewall's generation: %w", err)
+	}
+	for _, reply := range replies {
+		attributes, err := netlink.NewAttributeDecoder(reply.Data[min(4, len(reply.Data)):])
+		if err != nil {
+			return 0, fmt.Errorf("reading the firewall's generation: %w", err)
+		}
+		attributes.ByteOrder = binary.BigEndian
+		for attributes.Next() {
+			if attributes.Type() == unix.NFTA_GEN_ID {
+				return attributes.Uint32(), nil
+			}
+		}
+	}
+	return 0, nil
+}
+
+// Without is the ruleset as it would be without the tables of a name.
+func (r *Ruleset) Without(table string) *Ruleset {
+	rest := *r
+	rest.bases = slices.DeleteFunc(slices.Clone(r.bases), func(c *chain) bool { return c.table == table })
+	return &rest
+}
+
 func (r *Ruleset) read(ctx context.Context) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -210,15 +250,6 @@ func (r *Ruleset) Delivered(p Packet) Judgement {
 // Sent is what becomes of a packet that the box itself sends.
 func (r *Ruleset) Sent(p Packet) Judgement {
 	return r.walk(p, nftables.ChainHookOutput, nftables.ChainHookPostrouting)
-}
-
-// interfaceByName finds an interface of the calling thread's namespace.
-func interfaceByName(name string) (Interface, error) {
-	i, err := net.InterfaceByName(name)
-	if err != nil {
-		return Interface{}, err
-	}
-	return Interface{i.Name, i.Index}, nil
 }
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

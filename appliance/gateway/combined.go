@@ -192,7 +192,7 @@ func lists(rules []policy.Rule, geo policy.GeoData) (all []admin.List) {
 // Explain decides a flow as the gateway would with this configuration, except that upstreams which are
 // given by name are not looked up.
 func (p *Plan) Explain(f policy.Flow) admin.Explanation {
-	return p.combine(nil).explain(f, returnPath(p.Config))
+	return p.combine(nil).explain(f, returnPath(p.Config, nil))
 }
 
 // matches is what a rule asks for, in the words of the file.

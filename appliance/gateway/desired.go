@@ -74,20 +74,12 @@ var sniffModes = map[config.Sniff]datapath.Sniff{
 	config.SniffOff: datapath.SniffOff, config.SniffAmbiguous: datapath.SniffAmbiguous, config.SniffUnknown: datapath.SniffUnknown,
 }
 
-// returnPath is that of direct flows of which no rule says. What is to find out by itself begins without translation.
-func returnPath(c *config.Config) datapath.ReturnPath {
-	if c.ReturnPath == config.Symmetric {
-		return datapath.Symmetric
-	}
-	return datapath.Asymmetric
-}
-
 // desire is the whole state that the datapath should have, apart from the sockets.
-func desire(c *config.Config, p *combined, lans []lan, s *netstate.Snapshot) datapath.Desired {
+func desire(c *config.Config, p *combined, way datapath.ReturnPath, lans []lan, s *netstate.Snapshot) datapath.Desired {
 	d := datapath.Desired{
 		Policy:       p.policy,
 		OnFailure:    c.OnFailure,
-		ReturnPath:   returnPath(c),
+		ReturnPath:   way,
 		OwnAddresses: s.OwnAddresses(),
 		ClientFlows:  c.PerClient.Flows,
 		ClientAsks:   c.PerClient.DNSQueries,

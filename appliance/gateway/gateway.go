@@ -35,6 +35,7 @@ import (
 type Options struct {
 	ConfigFile string              // empty: the built-in default
 	StateDir   string              // of the datapath's pins; empty: DefaultStateDir
+	DataDir    string              // of what is remembered over reboots; empty: DefaultDataDir
 	Socket     admin.SocketOptions // an empty path is admin.DefaultSocket
 	Version    string
 	Log        *slog.Logger
@@ -75,6 +76,8 @@ type gateway struct {
 	resolution atomic.Pointer[resolution] // what it answers by
 	retired    sync.WaitGroup             // resolutions that are being closed
 	neighbours neighbours
+	path       path
+	exemption  exemption // for whoever puts the policy in force
 	verdicts   *verdicts
 	proxy      *proxy.Server
 	relay      proxy.Options // what the proxy was started with
@@ -110,6 +113,9 @@ func Run(ctx context.Context, o Options) error {
 	if o.StateDir == "" {
 		o.StateDir = DefaultStateDir()
 	}
+	if o.DataDir == "" {
+		o.DataDir = DefaultDataDir()
+	}
 	if o.Socket.Path == "" {
 		o.Socket.Path = admin.DefaultSocket
 	}
@@ -124,6 +130,7 @@ func Run(ctx context.Context, o Options) error {
 		renamed: make(chan struct{}, 1),
 		trouble: map[string]string{},
 	}
+	g.path.memory = newMemory(o.DataDir)
 	g.names.lookup = g.lookup
 	err := g.run(ctx)
 	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
@@ -282,6 +289,7 @@ func (g *gateway) tasks(cancel context.CancelCauseFunc) []task {
 		newTask("network watcher", g.watcher.Run),
 		newTask("flow table sweeper", g.datapath.Sweep),
 		newTask("reconciler", g.reconcile),
+		newTask("return path watch", g.watchPath),
 		&lookups{
 			names:     g.names,
 			upstreams: func() []upstream { return g.current().plan.upstreams },

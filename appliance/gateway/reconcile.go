@@ -65,7 +65,9 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 		policy = before.policy // another pointer would mean another policy to the datapath
 	}
 	lan := lanInterfaces(plan.Config.Interfaces.LAN, snapshot, before.lan)
-	desired := desire(plan.Config, policy, lan, snapshot)
+	g.recallPath(snapshot)
+	desired := desire(plan.Config, policy, returnPath(plan.Config, g.path.known()), lan, snapshot)
+	desired.Untracked = g.exemption.needed(ctx, desired.ReturnPath, lan, snapshot)
 	desired.Sockets = datapath.Sockets(g.proxy.Sockets())
 	if plan.resolution != nil {
 		desired.DNS = datapath.Sockets(g.dns.Sockets())

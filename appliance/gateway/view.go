@@ -27,7 +27,7 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 		Version:      g.options.Version,
 		PID:          os.Getpid(),
 		Started:      g.started,
-		Config:       force.describe(),
+		Config:       force.describe(g.path.describe(force)),
 		Generation:   d.Generation,
 		OwnAddresses: force.desired.OwnAddresses,
 		LastReload:   force.lastReload,
@@ -54,7 +54,7 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 	return s, nil
 }
 
-func (f inForce) describe() admin.Config {
+func (f inForce) describe(way string) admin.Config {
 	return admin.Config{
 		File:          f.plan.Path,
 		Digest:        f.plan.Digest,
@@ -62,7 +62,7 @@ func (f inForce) describe() admin.Config {
 		ImplicitRules: f.policy.implicit,
 		Default:       f.policy.file.Default,
 		OnFailure:     f.plan.Config.OnFailure.String(),
-		ReturnPath:    string(f.plan.Config.ReturnPath),
+		ReturnPath:    way,
 	}
 }
 
@@ -188,7 +188,7 @@ func (g *gateway) Explain(_ context.Context, facts map[string][]string) (admin.L
 		flow.Names = sources.Known()
 	}
 	e := admin.LiveExplanation{
-		Config:     force.describe(),
+		Config:     force.describe(g.path.describe(force)),
 		Generation: g.datapath.Generation(),
 		Policy:     force.policy.explain(flow, force.desired.ReturnPath),
 	}

@@ -49,7 +49,7 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 	}
 	defer ready.Close()
 
-	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State}, o.Args...)
+	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State, "--data-dir", filepath.Join(h.lab.Dir(), h.name+".data")}, o.Args...)
 	command := h.Command(ctx, o.Binary, args...)
 	command.Env = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}
 	start := time.Now()

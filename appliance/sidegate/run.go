@@ -22,6 +22,7 @@ type runCmd struct {
 	Config       string `short:"c" placeholder:"FILE" help:"Configuration; without one, the interface of the default route is the LAN and everything is direct."`
 	SocketGroup  string `placeholder:"GROUP" help:"Group that may use the admin socket."`
 	StateDir     string `placeholder:"DIR" help:"Where the datapath keeps its pins (default: in the system's BPF file system)."`
+	DataDir      string `placeholder:"DIR" help:"Where is kept what the gateway found out, over reboots (default: $$STATE_DIRECTORY, else /var/lib/sidegate)."`
 	LogLevel     string `default:"info" enum:"debug,info,warn,error" help:"The least that is logged: ${enum}."`
 	LogJSON      bool   `name:"log-json" help:"Log JSON."`
 	ApplySysctls bool   `name:"apply-sysctls" help:"Set the kernel parameters that are wrong, and put back what was there when stopped (see: sidegate sysctls)."`
@@ -47,6 +48,7 @@ func (c *runCmd) Run(ctx context.Context, e *env) error {
 	return gateway.Run(ctx, gateway.Options{
 		ConfigFile: c.Config,
 		StateDir:   c.StateDir,
+		DataDir:    c.DataDir,
 		Socket:     admin.SocketOptions{Path: c.path(e), Group: c.SocketGroup},
 		Version:    versionText(),
 		Log:        log,

@@ -1,0 +1,66 @@
+package gateway
+
+import (
+	"context"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/firewall"
+	"sidegate/appliance/netstate"
+)
+
+// exemption decides whether direct flows are to be kept from the box's connection tracking: where its firewall drops them because the
+// box sees one half of them, and would not if they were not tracked.
+type exemption struct {
+	generation uint32 // of the rules that were read
+	rules      *firewall.Ruleset
+}
+
+// needed reads the rules when they have changed. Where they cannot be read nothing is exempted: doctor says why.
+func (e *exemption) needed(ctx context.Context, way datapath.ReturnPath, lans []lan, s *netstate.Snapshot) bool {
+	if way != datapath.Asymmetric {
+		return false
+	}
+	generation, err := firewall.Generation()
+	if err != nil {
+		return false
+	}
+	if e.rules == nil || generation != e.generation {
+		rules, err := firewall.Read(ctx)
+		if err != nil {
+			return false
+		}
+		e.generation, e.rules = generation, rules.Without(datapath.OwnTable)
+	}
+	for _, l := range lans {
+		link, ok := s.Link(l.index)
+		if !ok {
+			continue
+		}
+		for _, a := range s.AddressesOf(link.Index) {
+			if !a.Prefix.Addr().IsLinkLocalUnicast() && spared(e.rules, link, a.Prefix.Addr()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// spared reports whether a direct flow of a client beside this address is dropped if it is tracked, and not otherwise.
+func spared(rules *firewall.Ruleset, link netstate.Link, beside netip.Addr) bool {
+	port := firewall.Interface{Name: link.Name, Index: link.Index}
+	outside := netip.MustParseAddr("198.51.100.1") // of documentation: no rule is about it
+	if beside.Is6() {
+		outside = netip.MustParseAddr("2001:db8::1")
+	}
+	becomes := func(state firewall.State) firewall.Judgement {
+		return rules.Forwarded(firewall.Packet{
+			Source: netip.AddrPortFrom(beside.Next(), 40000), Destination: netip.AddrPortFrom(outside, 443),
+			Protocol: unix.IPPROTO_TCP, In: port, Out: port, Mark: datapath.MarkDirect, State: state,
+		})
+	}
+	tracked := becomes(firewall.Invalid)
+	return tracked.Verdict == firewall.Dropped && tracked.Certain && becomes(firewall.Untracked).Verdict != firewall.Dropped
+}

@@ -1,0 +1,196 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"sidegate/appliance/config"
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/netstate"
+)
+
+// How often direct connections are looked at, and how long the box itself waits for a server that clients do not reach.
+const (
+	watchEvery   = 2 * time.Second
+	proofTimeout = 2 * time.Second
+	proofPause   = 10 * time.Second // between proofs: servers are not to be bothered
+	proofServers = 3                // of the failing ones are tried
+)
+
+// path is what is known of how replies of direct flows may reach the client.
+type path struct {
+	memory memory
+
+	mu    sync.Mutex
+	found *finding // behind the present router; nil: nothing speaks against asymmetric
+}
+
+func (p *path) known() *finding {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.found
+}
+
+func (p *path) set(f *finding) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.found = f
+}
+
+// returnPath is that of direct flows of which no rule says. Found is what speaks against asymmetric; nil: nothing.
+func returnPath(c *config.Config, found *finding) datapath.ReturnPath {
+	if c.ReturnPath == config.Symmetric || c.ReturnPath == config.ReturnPathAuto && found != nil {
+		return datapath.Symmetric
+	}
+	return datapath.Asymmetric
+}
+
+// describe says it for people: auto with what it has come to, and is in force.
+func (p *path) describe(f inForce) string {
+	if f.plan.Config.ReturnPath != config.ReturnPathAuto {
+		return string(f.plan.Config.ReturnPath)
+	}
+	if found := p.known(); found != nil && f.desired.ReturnPath == datapath.Symmetric {
+		return fmt.Sprintf("auto: symmetric, found out on %s", found.Since.Local().Format(time.DateTime))
+	}
+	return "auto: asymmetric"
+}
+
+// defaultRouter is whom the box sends to what is beyond the LAN.
+func defaultRouter(s *netstate.Snapshot) netip.Addr {
+	for _, ipv6 := range []bool{false, true} {
+		if r, ok := s.Default(ipv6); ok && r.Gateway.IsValid() {
+			return r.Gateway
+		}
+	}
+	return netip.Addr{}
+}
+
+// recallPath takes up what was found out before, behind this router.
+func (g *gateway) recallPath(s *netstate.Snapshot) {
+	router := defaultRouter(s)
+	if !router.IsValid() { // for a moment, perhaps
+		return
+	}
+	if f := g.path.known(); f != nil && f.Router == router {
+		return
+	}
+	f, err := g.path.memory.recall(router)
+	g.report("memory", err)
+	if (f == nil) != (g.path.known() == nil) && g.current().plan != nil {
+		g.log.Info("another router", "address", router)
+	}
+	g.path.set(f)
+}
+
+// watchPath looks for direct connections of which the network drops the half that it sees. The evidence is what clients send again
+// and again, to whatever destinations; the proof is that the box itself reaches one of these.
+func (g *gateway) watchPath(ctx context.Context) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	var proved time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		halves, err := g.datapath.Halves()
+		if err != nil {
+			return fmt.Errorf("watching the return path: %w", err)
+		}
+		evidence, ok := weigh(halves)
+		switch {
+		case ok && time.Since(proved) > proofPause:
+			proved = time.Now()
+			if to, ok := g.prove(ctx, evidence); ok {
+				g.foundDropping(evidence, to)
+			}
+		case !ok && carried(halves):
+			g.report("return path", nil)
+		}
+	}
+}
+
+// weigh returns the evidence of the first interface and family that there is any for: a network may treat them differently, but a
+// network that reaches some of what a client wants by one of them does not drop all there.
+func weigh(all datapath.Halves) (datapath.Evidence, bool) {
+	type way struct {
+		link int
+		ipv6 bool
+	}
+	groups := map[way]datapath.Halves{}
+	for _, h := range all {
+		w := way{h.Interface, h.Destination.Addr().Is6()}
+		groups[w] = append(groups[w], h)
+	}
+	for _, halves := range groups {
+		e := halves.Evidence()
+		// Data that does not arrive may also be too large for the path; several servers at once make that unlikely.
+		if e.Against == 0 && (e.Pattern == datapath.Unanswered || e.Pattern == datapath.Stalled && e.Convincing()) {
+			return e, true
+		}
+	}
+	return datapath.Evidence{}, false
+}
+
+func carried(all datapath.Halves) bool {
+	for _, h := range all {
+		if h.Outcome == datapath.Carried {
+			return true
+		}
+	}
+	return false
+}
+
+// prove tries to connect to what clients do not reach, from the box's own address.
+func (g *gateway) prove(ctx context.Context, e datapath.Evidence) (reached netip.AddrPort, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
+	defer cancel()
+	answers := make(chan netip.AddrPort, proofServers)
+	var dialing sync.WaitGroup
+	for _, to := range e.Failing[:min(proofServers, len(e.Failing))] {
+		dialing.Go(func() {
+			d := net.Dialer{Control: markOwn}
+			d.SetMultipathTCP(false)
+			if c, err := d.DialContext(ctx, "tcp", to.String()); err == nil {
+				c.Close()
+				answers <- to
+				cancel() // one is enough
+			}
+		})
+	}
+	dialing.Wait()
+	select {
+	case reached = <-answers:
+		return reached, true
+	default:
+		return netip.AddrPort{}, false
+	}
+}
+
+// foundDropping acts on a proof: what is to find the return path by itself changes it for new flows, anybody else is told.
+func (g *gateway) foundDropping(e datapath.Evidence, reached netip.AddrPort) {
+	seen := fmt.Sprintf("direct connections of %d clients to %d destinations are %s, and the box itself reaches %s", e.Clients, len(e.Failing), e.Pattern, reached)
+	force := g.current()
+	if force.plan.Config.ReturnPath != config.ReturnPathAuto {
+		g.report("return path", errors.New("the network drops asymmetric connections: "+seen+": use return_path: symmetric, or auto; `sidegate doctor` names a firewall on the box itself"))
+		return
+	}
+	if g.path.known() != nil {
+		return
+	}
+	f := finding{Router: defaultRouter(g.watcher.Snapshot()), Since: time.Now(), Seen: seen}
+	g.path.set(&f)
+	g.log.Warn("the network drops asymmetric connections: new direct flows are symmetric from now on", "seen", seen, "remembered", g.path.memory.path)
+	g.report("memory", g.path.memory.keep(f))
+	select {
+	case g.renamed <- struct{}{}: // the reconciler has something to do
+	default:
+	}
+}
