@@ -171,7 +171,7 @@ func TestHalfOutcome(t *testing.T) {
 		for what, spoil := range map[string]func(*gatewayFlowKey, *gatewayFlow){
 			"udp":        func(k *gatewayFlowKey, _ *gatewayFlow) { k.Protocol = unix.IPPROTO_UDP },
 			"proxied":    func(_ *gatewayFlowKey, v *gatewayFlow) { v.Verdict = uint8(gatewayVerdictVERDICT_PROXY) },
-			"translated": func(_ *gatewayFlowKey, v *gatewayFlow) { v.Mark |= 0x08000000 },
+			"translated": func(_ *gatewayFlowKey, v *gatewayFlow) { v.Mark |= uint32(gatewayMarkMARK_TRANSLATED) },
 		} {
 			k, v := key, test.flow
 			if spoil(&k, &v); c.half(100_000, k, v).Outcome != Undecided {
