@@ -15,13 +15,13 @@ import (
 // A package that is not in it is an error: decide where it belongs before it grows roots.
 var layout = map[string][]string{
 	"sidegate": {"gateway", "config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "sysctl", "firewall", "admin", "lab"},
-	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "doctor", "sysctl", "firewall", "admin"},
+	"gateway":  {"config", "datapath", "netstate", "dns", "outbound", "proxy", "advertise", "doctor", "sysctl", "firewall", "admin"},
 	"doctor":   {"netstate", "sysctl", "firewall"},
 	"proxy":    {"sniff", "outbound"},
 	"config":   {"geodata"},
 
 	"policy": {}, "geodata": {}, "datapath": {}, "netstate": {}, "dns": {}, "sniff": {}, "outbound": {},
-	"sysctl": {}, "firewall": {}, "admin": {}, "lab": {},
+	"advertise": {}, "sysctl": {}, "firewall": {}, "admin": {}, "lab": {},
 
 	// no part of the product: they measure and try the built program
 	"bench": {"lab", "admin"}, "endtoend": {"lab"},
@@ -38,6 +38,7 @@ var owners = map[string][]string{
 	"github.com/miekg/dns":                {"dns", "lab"},
 	"github.com/quic-go/quic-go":          {"dns", "lab"},
 	"github.com/prometheus/client_golang": {"admin"},
+	"github.com/mdlayher/ndp":             {"advertise"},
 	"github.com/alecthomas/kong":          {"sidegate"},
 }
 

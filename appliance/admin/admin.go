@@ -63,13 +63,15 @@ type Config struct {
 	Default       string `json:"default"`
 	OnFailure     string `json:"on_failure"`  // block or direct
 	ReturnPath    string `json:"return_path"` // asymmetric or symmetric, or auto: … with what it has come to
+	IPv6          string `json:"ipv6"`        // advertise or unmanaged
 }
 
 // Interface is a LAN interface of the configuration.
 type Interface struct {
-	Name     string `json:"name"`
-	Index    int    `json:"index"`    // 0: there is no such interface at present
-	Attached bool   `json:"attached"` // packets meet the policy
+	Name       string `json:"name"`
+	Index      int    `json:"index"`      // 0: there is no such interface at present
+	Attached   bool   `json:"attached"`   // packets meet the policy
+	Advertised bool   `json:"advertised"` // clients are told that the box is their IPv6 router
 }
 
 // Table is how full a table of the datapath is.

@@ -32,6 +32,7 @@ type Config struct {
 	Interfaces Interfaces
 	OnFailure  policy.Verdict // of proxied flows while the proxy is down: Block or Direct
 	ReturnPath ReturnPath
+	IPv6       IPv6
 	Sniff      Sniff
 	Dial       Dial
 	// TrustSniffed takes the name that a client's first bytes tell without asking DNS whether it has the
@@ -68,6 +69,15 @@ const (
 	Asymmetric     ReturnPath = "asymmetric" // not translated: replies go from the router to the client, past the gateway
 	Symmetric      ReturnPath = "symmetric"  // translated to the gateway's address: replies come back through it
 	ReturnPathAuto ReturnPath = "auto"       // asymmetric, until the network is seen to drop that
+)
+
+// IPv6 is whether the gateway makes itself the LAN's IPv6 router.
+type IPv6 string
+
+// The values of IPv6.
+const (
+	IPv6Unmanaged IPv6 = "unmanaged" // clients use the gateway for IPv6 if somebody else tells them to
+	IPv6Advertise IPv6 = "advertise" // by router advertisements, before the main router
 )
 
 // Sniff is when the first bytes of a flow are read for the name of its server.

@@ -42,6 +42,7 @@ func (d *decoder) config(directory string, sections *koanf.Koanf) *Config {
 		Interfaces: Interfaces{LAN: []string{Auto}, Position: Position{File: d.file}},
 		OnFailure:  policy.Block,
 		ReturnPath: Asymmetric,
+		IPv6:       IPv6Unmanaged,
 		Sniff:      SniffAmbiguous,
 		Dial:       DialDomain,
 	}}
@@ -68,6 +69,11 @@ var sectionKeys = keys[draft]{
 	"return_path": func(d *decoder, at string, n *yaml.Node, c *draft) {
 		if word, ok := d.choice(at, n, string(Asymmetric), string(Symmetric), string(ReturnPathAuto)); ok {
 			c.ReturnPath = ReturnPath(word)
+		}
+	},
+	"ipv6": func(d *decoder, at string, n *yaml.Node, c *draft) {
+		if word, ok := d.choice(at, n, string(IPv6Advertise), string(IPv6Unmanaged)); ok {
+			c.IPv6 = IPv6(word)
 		}
 	},
 	"sniff": func(d *decoder, at string, n *yaml.Node, c *draft) {
@@ -113,7 +119,7 @@ var sectionKeys = keys[draft]{
 
 // laterSections are keys of the design that this version cannot honour, and so must not accept.
 var laterSections = refusals{
-	"groups": notYet, "gateway": notYet, "ipv6": notYet,
+	"groups": notYet, "gateway": notYet,
 }
 
 // reference reads the name of an outbound; whether there is one is known at the end.

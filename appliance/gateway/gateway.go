@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/admin"
+	"sidegate/appliance/advertise"
 	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/dns"
@@ -83,6 +84,7 @@ type gateway struct {
 	relay      proxy.Options // what the proxy was started with
 	datapath   *datapath.Datapath
 	watcher    *netstate.Watcher
+	advertiser *advertise.Advertiser
 	admin      *admin.Server
 	metrics    *admin.Metrics
 	parameters *sysctl.Keeper
@@ -102,6 +104,7 @@ type inForce struct {
 	policy     *combined
 	desired    datapath.Desired
 	lan        []lan
+	routing    []advertise.Interface // where clients are told of the box
 	lastReload admin.Reload
 }
 
@@ -134,7 +137,7 @@ func Run(ctx context.Context, o Options) error {
 	g.names.lookup = g.lookup
 	err := g.run(ctx)
 	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
-		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
+		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
 	}
 	return err
 }
@@ -240,6 +243,11 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	}
 	undo = append(undo, g.restoreParameters)
 
+	g.advertiser = advertise.New(advertise.Options{Log: g.log, Report: func(name string, problem error) {
+		g.report("router advertisements on "+name, problem)
+	}})
+	onRelease(g.advertiser.Close)
+
 	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
 	if err := g.establish(ctx, plan, g.watcher.Snapshot()); err != nil {
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
@@ -297,6 +305,7 @@ func (g *gateway) tasks(cancel context.CancelCauseFunc) []task {
 			changed:   g.renamed,
 			ready:     make(chan struct{}),
 		},
+		g.advertiser,
 		g.admin,
 		g.metrics,
 		newTask("signals", func(ctx context.Context) error { return g.obey(ctx, cancel) }),

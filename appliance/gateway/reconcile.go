@@ -80,8 +80,11 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 		undo()
 		return err
 	}
+	routing, unable := routed(plan.Config, lan, snapshot, before.routing)
+	g.advertiser.Set(routing)
+	g.report("ipv6", unable)
 	g.mu.Lock()
-	g.force.plan, g.force.policy, g.force.desired, g.force.lan = plan, policy, desired, lan
+	g.force.plan, g.force.policy, g.force.desired, g.force.lan, g.force.routing = plan, policy, desired, lan, routing
 	force := g.force
 	g.mu.Unlock()
 	g.followInterfaces(before, force)

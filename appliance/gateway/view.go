@@ -49,6 +49,7 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 		}
 		s.Interfaces = append(s.Interfaces, admin.Interface{
 			Name: name, Index: l.index, Attached: slices.Contains(d.Links, "lan-"+l.device),
+			Advertised: l.index != 0 && g.advertiser.Advertised(l.index),
 		})
 	}
 	return s, nil
@@ -63,6 +64,7 @@ func (f inForce) describe(way string) admin.Config {
 		Default:       f.policy.file.Default,
 		OnFailure:     f.plan.Config.OnFailure.String(),
 		ReturnPath:    way,
+		IPv6:          string(f.plan.Config.IPv6),
 	}
 }
 

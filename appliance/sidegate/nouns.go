@@ -34,6 +34,7 @@ func (c *statusCmd) Run(ctx context.Context, e *env) error {
 		file, plural(s.Config.Rules, "rule"), s.Config.Default, s.Config.OnFailure, s.Config.ReturnPath))
 	t.row("policy", fmt.Sprintf("generation %d, %s", s.Generation, reloadText(s.LastReload)))
 	t.row("LAN", interfacesText(s.Interfaces))
+	t.row("ipv6", ipv6Text(s))
 	t.row("relaying", fmt.Sprintf("%s, %s", plural(s.Proxy.Connections, "TCP connection"), plural(s.Proxy.Sessions, "UDP session")))
 	if n := s.Sniff; n != (admin.Sniff{}) {
 		t.row("sniffed", fmt.Sprintf("%d TLS, %d HTTP, %d QUIC; %d without a name, %d not in time", n.TLS, n.HTTP, n.QUIC, n.Nothing, n.Timeout))
@@ -97,6 +98,23 @@ func interfacesText(all []admin.Interface) string {
 		texts = append(texts, i.Name+state)
 	}
 	return strings.Join(texts, ", ")
+}
+
+// ipv6Text says who makes clients use the box for IPv6, and where it does so itself.
+func ipv6Text(s admin.Status) string {
+	var on []string
+	for _, i := range s.Interfaces {
+		if i.Advertised {
+			on = append(on, i.Name)
+		}
+	}
+	switch {
+	case s.Config.IPv6 != "advertise":
+		return s.Config.IPv6
+	case len(on) == 0:
+		return "advertise (nowhere at present)"
+	}
+	return "advertise, on " + strings.Join(on, ", ")
 }
 
 func nonZero(e *env, what, unit string, counts map[string]uint64) {
