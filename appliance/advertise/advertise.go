@@ -50,6 +50,7 @@ type Advertiser struct {
 
 	mu       sync.Mutex
 	speakers map[int]*speaker // by interface index
+	failed   []string         // interfaces whose sockets could not be opened
 	running  bool
 	closed   bool
 }
@@ -71,6 +72,8 @@ func (a *Advertiser) Set(wanted []Interface) {
 	a.drop(func(s *speaker) bool {
 		return s.broken() || !slices.ContainsFunc(wanted, s.serves)
 	}, true)
+	failed := a.failed
+	a.failed = nil
 	for _, i := range wanted {
 		if s := a.speakers[i.Index]; s != nil {
 			s.change(i)
@@ -78,6 +81,7 @@ func (a *Advertiser) Set(wanted []Interface) {
 		}
 		w, err := a.open(i)
 		if err != nil {
+			a.failed = append(a.failed, i.Name)
 			a.options.Report(i.Name, fmt.Errorf("%s: the box does not become the IPv6 router: %w", i.Name, err))
 			continue
 		}
@@ -85,6 +89,11 @@ func (a *Advertiser) Set(wanted []Interface) {
 		a.speakers[i.Index] = s
 		if a.running {
 			a.tasks.Go(s.run)
+		}
+	}
+	for _, name := range failed {
+		if !slices.Contains(a.failed, name) {
+			a.options.Report(name, nil)
 		}
 	}
 }

@@ -376,5 +376,9 @@ func TestFailures(t *testing.T) {
 		if p := s.problem("eth0"); !strings.Contains(p, "no socket") {
 			t.Errorf("problem: %q", p)
 		}
+		s.Set(nil)
+		if p := s.problem("eth0"); p != "" {
+			t.Errorf("problem of an interface that is none of ours any more: %q", p)
+		}
 	})
 }
