@@ -294,6 +294,29 @@ func TestWithdraw(t *testing.T) {
 	}
 }
 
+// TestTwo: each LAN has its own, and one that leaves costs the other nothing.
+func TestTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		eth1 := Interface{Name: "eth1", Index: 3, MAC: [6]byte{2, 0, 0, 0, 0, 3}, Address: netip.MustParseAddr("fe80::3")}
+		s.Set([]Interface{eth0, eth1})
+		time.Sleep(20 * time.Second)
+		s.wires[2].advertisements()
+		s.wires[3].advertisements()
+		s.Set([]Interface{eth1})
+		if all, _ := s.wires[2].advertisements(); len(all) != 3 || all[0].RouterLifetime != 0 {
+			t.Errorf("the one that left: %v", all)
+		}
+		time.Sleep(longest)
+		if all, _ := s.wires[3].advertisements(); len(all) == 0 || all[0].RouterLifetime != Lifetime {
+			t.Errorf("the one that stayed: %v", all)
+		}
+		if s.Advertised(2) || !s.Advertised(3) {
+			t.Error("the status is wrong")
+		}
+	})
+}
+
 // TestChange: another MAC address, or no DNS any more, is told at once.
 func TestChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
