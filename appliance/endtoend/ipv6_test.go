@@ -117,11 +117,8 @@ func TestIPv6Advertise(t *testing.T) {
 		t.Errorf("status:\n%s", s)
 	}
 
-	// The box itself lives by advertisements, and would even take its own, if it heard them.
-	for _, s := range []string{"accept_ra=2", "accept_ra_from_local=1"} {
-		key, value, _ := strings.Cut(s, "=")
-		need(t, w.sidegate().SetSysctl("net.ipv6.conf.eth0."+key, value))
-	}
+	// The box itself lives by advertisements.
+	need(t, w.sidegate().SetSysctl("net.ipv6.conf.eth0.accept_ra", "2"))
 	_, err := w.sidegate().Exec(t.Context(), "ip", "-6", "route", "delete", "default")
 	need(t, err)
 	need(t, lab.Wait(t.Context(), "the box to take the router's advertisement", func() error {
@@ -211,6 +208,24 @@ func TestIPv6Rivals(t *testing.T) {
 	need(t, err)
 	if got := reply.Data("A"); len(got) != 1 || got[0] != "192.168.0.2" {
 		t.Errorf("box.test at the box's link-local address: %v", got)
+	}
+}
+
+// TestIPv6Own: the box's kernel, and so whoever listens beside it, hears nothing of its own advertisements.
+func TestIPv6Own(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	w.start(t, "interfaces: { lan: [eth0] }\nipv6: advertise\ndefault: direct\n")
+	need(t, lab.Wait(t.Context(), "an advertisement", func() error {
+		if s := w.cli(t, "status"); !strings.Contains(s, "advertise, on eth0") {
+			return errors.New(s)
+		}
+		return nil
+	}))
+	for host, want := range map[*lab.Host]bool{w.laptop(): true, w.sidegate(): false} {
+		n, err := host.Counter("", "Icmp6InRouterAdvertisements")
+		if err != nil || (n > 0) != want {
+			t.Errorf("%s has got %d (%v)", host.Name(), n, err)
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ func (c *statusCmd) Run(ctx context.Context, e *env) error {
 		file, plural(s.Config.Rules, "rule"), s.Config.Default, s.Config.OnFailure, s.Config.ReturnPath))
 	t.row("policy", fmt.Sprintf("generation %d, %s", s.Generation, reloadText(s.LastReload)))
 	t.row("LAN", interfacesText(s.Interfaces))
-	t.row("ipv6", ipv6Text(s))
+	t.row("IPv6", ipv6Text(s))
 	t.row("relaying", fmt.Sprintf("%s, %s", plural(s.Proxy.Connections, "TCP connection"), plural(s.Proxy.Sessions, "UDP session")))
 	if n := s.Sniff; n != (admin.Sniff{}) {
 		t.row("sniffed", fmt.Sprintf("%d TLS, %d HTTP, %d QUIC; %d without a name, %d not in time", n.TLS, n.HTTP, n.QUIC, n.Nothing, n.Timeout))

@@ -107,7 +107,7 @@ func (f *fake) read(name string, into any) error {
 
 func (f *fake) config() admin.Config {
 	p := f.plan.Config.Policy
-	return admin.Config{File: f.file, Digest: f.plan.Digest, Rules: len(p.Rules), Default: p.Default, OnFailure: "block", ReturnPath: "asymmetric"}
+	return admin.Config{File: f.file, Digest: f.plan.Digest, Rules: len(p.Rules), Default: p.Default, OnFailure: "block", ReturnPath: "asymmetric", IPv6: "advertise"}
 }
 
 func (f *fake) Status(context.Context) (s admin.Status, err error) {
