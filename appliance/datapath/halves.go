@@ -47,6 +47,9 @@ const (
 	halfWindow = 2 * time.Minute
 	// SYN, ACK, one packet with a later FIN, RST or ACK: what passes of a connection even if no data arrives.
 	bareConnection = 4
+	// More packets than that are not sent within halfWindow by a client that gets no further: a first flight, and
+	// then ever rarer the same.
+	goesOn = 64
 )
 
 // Halves reads the flow tables for direct TCP connections that are not translated and began in the last two minutes,
@@ -101,7 +104,7 @@ func outcome(v gatewayFlow, idle time.Duration) Outcome {
 		return Unanswered
 	case state == gatewayFlowStateFLOW_OPENING: // perhaps refused, perhaps only just begun
 		return Undecided
-	case v.Attempts >= failingAttempts:
+	case v.Attempts >= failingAttempts && v.Packets <= goesOn:
 		return Stalled
 	case v.Attempts == 0 && state == gatewayFlowStateFLOW_ESTABLISHED:
 		return Answered

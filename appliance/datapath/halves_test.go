@@ -158,6 +158,7 @@ func TestHalfOutcome(t *testing.T) {
 		{"data arrived", gatewayFlow{State: established, Attempts: 1, Packets: 3}, 300, 400, Carried},
 		{"data arrived at the second attempt", gatewayFlow{State: established, Attempts: 2, Packets: 9}, 1, 100, Carried},
 		{"data at the third attempt", gatewayFlow{State: established, Attempts: 3, Packets: 5}, 1, 100, Stalled},
+		{"which got through, and it went on", gatewayFlow{State: established, Attempts: 3, Packets: 200}, 1, 500, Carried},
 		{"and the client gave up", gatewayFlow{State: closing, Attempts: 5, Packets: 9}, 1000, 2000, Stalled},
 		{"a page", gatewayFlow{State: closing, Attempts: 1, Packets: 6}, 1, 100, Carried},
 		{"reset before it could be acknowledged", gatewayFlow{State: closing, Attempts: 1, Packets: 4}, 1000, 1000, Undecided},
