@@ -29,8 +29,13 @@ type firewall struct {
 const (
 	ownTable       = "sidegate"
 	translateChain = "translate"
+	takenChain     = "taken"
+	repliesChain   = "replies"
 	untrackedChain = "untracked"
 )
+
+// translating are the chains that a flow needs whose replies are to come back through here.
+var translating = []string{translateChain, takenChain, repliesChain}
 
 // ownChain is a chain of the table, with its only rule.
 type ownChain struct {
@@ -48,6 +53,21 @@ var ownChains = map[string]ownChain{
 		[]expr.Any{&expr.Masq{}},
 		"direct flows whose replies are to come back through here",
 	},
+	// UDP that the proxy carries may become direct: when its first bytes tell a name, or when the proxy dies. Tracked before, it
+	// would have an entry without a translation, which holds for the flow's life.
+	takenChain: {
+		nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, gatewayMarkMARK_PROXY,
+		append(isUDP(), &expr.Notrack{}),
+		"proxied UDP, which may go direct later",
+	},
+	repliesChain: {
+		nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw, gatewayMarkMARK_OWN,
+		append(isUDP(),
+			&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true}, // the address that the client meant
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+			&expr.Notrack{}),
+		"and its replies",
+	},
 	// Only where the packet leaves by the interface that it came by do the replies go past the box. Beyond another
 	// interface the box may be the router, with NAT of its own, which sees both halves and needs to.
 	untrackedChain: {
@@ -59,6 +79,13 @@ var ownChains = map[string]ownChain{
 		},
 		"direct flows of which the box sees one half",
 	},
+}
+
+func isUDP() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+	}
 }
 
 // rule is the chain's: the packets of its mark, then what is done to them.
@@ -98,7 +125,9 @@ func (f *firewall) apply(want Desired) (restored []string, err error) {
 	_, before := f.wanted[translateChain]
 	_, inherited := have[translateChain]
 	if want.translates() || before || inherited && !f.applied {
-		wanted[translateChain] = ownChains[translateChain].comment
+		for _, name := range translating {
+			wanted[name] = ownChains[name].comment
+		}
 	}
 	if want.Untracked {
 		wanted[untrackedChain] = ownChains[untrackedChain].comment

@@ -38,6 +38,7 @@ func TestFirewallTable(t *testing.T) {
 	says := &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "", "direct", "port", "80")}}
 	says.Rules[0].SNAT = new(true)
 	const masquerade, notrack = "meta mark & 0x0f000000 == 0x0c000000 masquerade", "meta mark & 0x0f000000 == 0x04000000 fib daddr . mark . iif oif exists notrack"
+	const taken, replies = "meta mark & 0x0f000000 == 0x01000000 meta l4proto udp notrack", "meta mark & 0x0f000000 == 0x02000000 meta l4proto udp fib saddr type != local notrack"
 	for _, c := range []struct {
 		what string
 		want Desired
@@ -47,7 +48,7 @@ func TestFirewallTable(t *testing.T) {
 		{"nothing is translated", Desired{Policy: &policy.Policy{Default: "direct"}}, nil, []string{"sidegate"}},
 		{"exempted", Desired{Policy: &policy.Policy{Default: "direct"}, Untracked: true}, []string{notrack}, []string{masquerade}},
 		{"exempted no more", Desired{Policy: &policy.Policy{Default: "direct"}}, nil, []string{"sidegate"}},
-		{"a rule says so", Desired{Policy: says}, []string{masquerade}, []string{notrack}},
+		{"a rule says so", Desired{Policy: says}, []string{masquerade, taken, replies}, []string{notrack}},
 		{"the return path says so", Desired{Policy: &policy.Policy{Default: "hk"}, ReturnPath: Symmetric, Untracked: true}, []string{masquerade, notrack}, nil},
 		{"there may be live flows", Desired{Policy: &policy.Policy{Default: "direct"}}, []string{masquerade}, []string{notrack}},
 	} {

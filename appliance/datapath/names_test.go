@@ -215,6 +215,11 @@ func TestQuestions(t *testing.T) {
 			t.Errorf("%s: code %d, mark %#x, want %#x", what, r.code, r.mark, c.mark)
 		}
 	}
+	want.ReturnPath = Symmetric
+	apply(t, d, want)
+	if r := d.run(t, udpPacket("192.168.0.5:5001", "8.8.8.8:53").bytes()); r.code != tcxNext || r.mark != uint32(gatewayMarkMARK_TRANSLATED) {
+		t.Errorf("what our own upstream asks, where direct is translated: code %d, mark %#x", r.code, r.mark)
+	}
 	if r := d.run(t, synPacket("192.168.0.3:5000", "8.8.8.8:53").bytes()); r.code != tcxDrop {
 		t.Errorf("TCP, for which nobody listens: code %d", r.code)
 	}
@@ -274,7 +279,7 @@ func TestQuestionsWithoutDaemon(t *testing.T) {
 func TestDecide(t *testing.T) {
 	d := opened(t)
 	want := Desired{Policy: namesPolicy(t), Sockets: udpListener(t), Sniff: SniffUnknown}
-	apply(t, d, want)
+	marks := map[ReturnPath]gatewayMark{Asymmetric: gatewayMarkMARK_DIRECT, Symmetric: gatewayMarkMARK_TRANSLATED}
 	for i, c := range []struct {
 		network  policy.Network
 		name     string
@@ -289,7 +294,13 @@ func TestDecide(t *testing.T) {
 		{policy.UDP, "bad.test", "block", gatewayVerdictVERDICT_BLOCK},
 		{policy.TCP, "", "direct", gatewayVerdictVERDICT_PROXY},
 		{policy.UDP, "", "direct", gatewayVerdictVERDICT_DIRECT},
+		{policy.TCP, "www.near.test", "direct", gatewayVerdictVERDICT_PROXY},
+		{policy.UDP, "www.near.test", "direct", gatewayVerdictVERDICT_DIRECT},
+		{policy.TCP, "", "direct", gatewayVerdictVERDICT_PROXY},
+		{policy.UDP, "", "direct", gatewayVerdictVERDICT_DIRECT},
 	} {
+		want.ReturnPath = ReturnPath(i / 2 % 2)
+		apply(t, d, want)
 		destination := fmt.Sprintf("203.0.113.%d:443", i+1)
 		p := from(laptop, quicInitial("192.168.0.3:5000", destination))
 		if c.network == policy.TCP {
@@ -308,7 +319,7 @@ func TestDecide(t *testing.T) {
 		if flow.Outbound != policy.OutboundID(c.outbound) || flow.Generation != d.Generation() || flow.Packets != 1 {
 			t.Errorf("%s %q: the entry is %+v", c.network, c.name, flow)
 		}
-		if c.outbound == policy.OutboundDirect && mark != uint32(gatewayMarkMARK_DIRECT) {
+		if c.outbound == policy.OutboundDirect && (mark != uint32(marks[want.ReturnPath]) || flow.Mark != mark) {
 			t.Errorf("%s %q: mark %#x", c.network, c.name, mark)
 		}
 		if _, _, err := d.Decide(a, "www.far.test"); err != nil {

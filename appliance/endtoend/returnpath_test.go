@@ -285,3 +285,47 @@ func TestSymmetricSurvives(t *testing.T) {
 		}
 	}
 }
+
+// TestSymmetricWithoutARule: what goes direct otherwise than by the first look of a rule is translated too: QUIC that was held back
+// until its name was read, and flows whose proxy is dead.
+func TestSymmetricWithoutARule(t *testing.T) {
+	w := newNamesWorld(t)
+	const site = "one.direct.test"
+	w.serveNames(t, false, site+". 300 A "+farAddress(1).String())
+	w.serveSites(t, site)
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	need(t, err)
+	w.startWith(t, "sniff: unknown", "on_failure: direct", "return_path: symmetric", nameRules, "default: hk")
+	v, _, err := w.visitAt(t.Context(), w.laptop(), "h3", site, farAddress(1))
+	need(t, err)
+	if v.Address != w.sidegate().Addr4() {
+		t.Errorf("QUIC: the server saw %s", v.Address)
+	}
+	if flows := w.cli(t, "flows", "network=udp", "port=443"); !strings.Contains(flows, "direct, translated") {
+		t.Errorf("the kernel does not carry it:\n%s", flows)
+	}
+	proxied, err := w.laptop().Dial(within(t, 5*time.Second), "udp", echo.Addr4().String())
+	need(t, err)
+	defer proxied.Close()
+	exchange(t, proxied, 100)
+	before := len(echo.Senders())
+	if before != 1 || echo.Senders()[0].Addr() != w.upstream().Addr4() {
+		t.Errorf("by the proxy the server saw %v", echo.Senders())
+	}
+	need(t, w.gateway.Kill())
+	exchange(t, proxied, 100)
+	for _, to := range []netip.AddrPort{echo.Addr4(), echo.Addr6()} {
+		for _, network := range []string{"tcp", "udp"} {
+			need(t, converse(within(t, 5*time.Second), w.laptop(), network, to))
+		}
+	}
+	seen := echo.Senders()[before:]
+	for _, from := range seen {
+		if from.Addr() != w.sidegate().Addr4() && from.Addr() != w.sidegate().Addr6() {
+			t.Errorf("without its proxy: the server saw %s", from)
+		}
+	}
+	if len(seen) != 5 {
+		t.Errorf("the server saw %d clients, want 5", len(seen))
+	}
+}
