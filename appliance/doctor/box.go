@@ -3,7 +3,11 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"slices"
 
+	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/netstate"
 	"sidegate/appliance/sysctl"
 )
 
@@ -77,4 +81,39 @@ func gatewayProblems(_ context.Context, b *Box) ([]Finding, error) {
 		})
 	}
 	return found, nil
+}
+
+// kernelFloor is the oldest kernel that has tcx links.
+var kernelFloor = [2]int{6, 6}
+
+func kernel(context.Context, *Box) ([]Finding, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return nil, fmt.Errorf("asking for the kernel's version: %w", err)
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	var version [2]int
+	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
+		return nil, fmt.Errorf("reading the kernel's version %q: %w", release, err)
+	}
+	if slices.Compare(version[:], kernelFloor[:]) >= 0 {
+		return nil, nil
+	}
+	return []Finding{{
+		Severity: Failure, Object: "Linux " + release, Seen: "it is older than 6.6",
+		Why: "sidegate does not start: it attaches its programs by tcx", Fix: "boot a newer kernel",
+	}}, nil
+}
+
+func programs(_ context.Context, b *Box, link netstate.Link) ([]Finding, error) {
+	others, err := b.Before(link.Index)
+	var found []Finding
+	for _, p := range others {
+		found = append(found, Finding{
+			Severity: Warning, Object: link.Name, Seen: fmt.Sprintf("packets meet the BPF program %q (id %d) before the gateway's", p.Name, p.ID),
+			Why: "what it passes (TCX_PASS) never meets the policy: flows that are to be proxied or blocked go direct",
+			Fix: "stop the program's owner, or attach it behind the gateway's; `bpftool link` tells who holds it",
+		})
+	}
+	return found, err
 }

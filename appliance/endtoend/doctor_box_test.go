@@ -2,8 +2,16 @@ package endtoend
 
 import (
 	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 
 	"sidegate/appliance/lab"
 )
@@ -138,6 +146,179 @@ func neighboursMeet(address string) func(*testing.T, world) error {
 }
 
 // boxAilments are of the box itself, apart from its parameters.
-var boxAilments = []ailment{}
+var boxAilments = []ailment{
+	{
+		name: "an IPv6 route that was advertised", prepare: advertisedUplink, cause: sets("net.ipv6.conf.up0.accept_ra", "1"),
+		finding: "kernel-parameter net.ipv6.conf.up0.accept_ra", works: pings((*lab.Host).Addr6), byHand: true,
+	},
+	{
+		name: "no default route", lan: "eth0", works: pings((*lab.Host).Addr4),
+		cause:   func(t *testing.T, w world) { run(t, w.sidegate(), "ip route del default") },
+		finding: "default-route IPv4",
+		cure:    func(t *testing.T, w world) { run(t, w.sidegate(), "ip route add default via 192.168.0.1") },
+	},
+	{
+		name: "an interface that is down", lan: "eth0", works: pings((*lab.Host).Addr4),
+		cause:   func(t *testing.T, w world) { run(t, w.sidegate(), "ip link set eth0 down") },
+		finding: "interface eth0",
+		cure: func(t *testing.T, w world) {
+			run(t, w.sidegate(), "ip link set eth0 up; ip route add default via 192.168.0.1")
+		},
+	},
+	{
+		name: "an interface that is missing", lan: "eth0, lan1", prepare: secondLAN, works: secondLANWorks,
+		cause:   func(t *testing.T, w world) { run(t, w.sidegate(), "ip link del lan1") },
+		finding: "interface lan1", cure: secondLAN,
+	},
+	{
+		name: "rp_filter with two ways", lan: "eth0", prepare: twoWays, cause: sets("net.ipv4.conf.eth0.rp_filter", "1"),
+		finding: "rp-filter eth0", works: pings((*lab.Host).Addr4),
+	},
+	{
+		name: "rp_filter of all with two ways", lan: "eth0", prepare: twoWays, cause: sets("net.ipv4.conf.all.rp_filter", "1"),
+		finding: "rp-filter eth0", works: pings((*lab.Host).Addr4),
+	},
+	{
+		name: "a small MTU", works: carriesFullSize, byHand: true,
+		cause:   func(t *testing.T, w world) { run(t, w.sidegate(), "ip link set eth0 mtu 1400") },
+		finding: "mtu eth0",
+	},
+	{
+		name: "a large MTU", works: relaysLargeDatagrams, gateway: true, prepare: startEcho, byHand: true,
+		cause:   func(t *testing.T, w world) { run(t, w.sidegate(), "ip link set eth0 mtu 9000") },
+		finding: "mtu eth0",
+	},
+	{
+		name: "another program first", gateway: true, prepare: startEcho, works: laptopIsNotSeen,
+		cause: attachFirst, finding: "programs eth0", cure: detachFirst,
+	},
+}
 
-var lanAilments = []ailment{}
+// advertisedUplink gives the box another interface to the router, by which it learns its IPv6 route.
+func advertisedUplink(t *testing.T, w world) {
+	t.Helper()
+	config := filepath.Join(w.Dir(), "radvd.conf")
+	need(t, os.WriteFile(config, []byte(`interface down0 {
+		AdvSendAdvert on; MinRtrAdvInterval 3; MaxRtrAdvInterval 4; AdvDefaultLifetime 4;
+	};`), 0o644))
+	run(t, w.sidegate(), fmt.Sprintf(`
+		ip -6 route del default
+		ip link add up0 type veth peer name down0 netns %s
+		echo 2 >/proc/sys/net/ipv6/conf/up0/accept_ra
+		ip link set up0 up`, w.router().Namespace()))
+	run(t, w.router(), "ip link set down0 up")
+	startProgram(t, w.router(), "radvd", "radvd", "--nodaemon", "--config", config, "--pidfile", filepath.Join(w.Dir(), "radvd.pid"))
+	need(t, lab.Wait(within(t, 20*time.Second), "the advertised route", func() error { return pings((*lab.Host).Addr6)(t, w) }))
+}
+
+// startProgram starts one that runs until the lab is closed.
+func startProgram(t *testing.T, h *lab.Host, pkg, name string, args ...string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = "/usr/sbin/" + name
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("needs %s: install the package %s", name, pkg)
+	}
+	p, err := h.Command(t.Context(), path, args...).Start()
+	need(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s: %s", name, p.Tail(10))
+		}
+	})
+}
+
+// secondLAN gives the box another interface, with a client behind it: the laptop's other one.
+func secondLAN(t *testing.T, w world) {
+	t.Helper()
+	run(t, w.sidegate(), fmt.Sprintf(`
+		ip link add lan1 type veth peer name lan1 netns %s
+		ip link set lan1 up
+		ip address add 10.9.0.2/24 dev lan1
+		echo 0 >/proc/sys/net/ipv4/conf/lan1/send_redirects`, w.laptop().Namespace()))
+	run(t, w.laptop(), "ip link set lan1 up; ip address add 10.9.0.3/24 dev lan1")
+}
+
+func secondLANWorks(t *testing.T, w world) error {
+	_, err := w.laptop().Exec(within(t, 5*time.Second), "ping", "-c1", "-W1", "10.9.0.2")
+	return err
+}
+
+// twoWays gives the box a second interface on the LAN, through which its route to the clients is.
+func twoWays(t *testing.T, w world) {
+	t.Helper()
+	run(t, w.Host("switch"), fmt.Sprintf(`
+		ip link add second type veth peer name eth1 netns %s
+		ip link set second master lan up`, w.sidegate().Namespace()))
+	run(t, w.sidegate(), `
+		ip link set eth1 up
+		ip address add 192.168.0.22/24 dev eth1
+		echo 0 >/proc/sys/net/ipv4/conf/eth1/rp_filter
+		ip route del 192.168.0.0/24 dev eth0
+		ip route replace default via 192.168.0.1 dev eth1
+		`)
+}
+
+func carriesFullSize(t *testing.T, w world) error {
+	_, err := w.laptop().Exec(within(t, 5*time.Second), "ping", "-c1", "-W1", "-M", "do", "-s", "1472", w.server().Addr4().String())
+	return err
+}
+
+// relaysLargeDatagrams works if a datagram of two fragments comes back through the upstream.
+func relaysLargeDatagrams(t *testing.T, w world) error {
+	c, err := w.laptop().Dial(t.Context(), "udp", netip.AddrPortFrom(w.server().Addr4(), 7).String())
+	need(t, err)
+	defer c.Close()
+	want := make([]byte, 3000)
+	need(t, c.SetDeadline(time.Now().Add(2*time.Second)))
+	if _, err := c.Write(want); err != nil {
+		return err
+	}
+	_, err = c.Read(want)
+	return err
+}
+
+// laptopIsNotSeen works if what is proxied does not leave as the laptop's own.
+func laptopIsNotSeen(t *testing.T, w world) error {
+	c := captureOn(t, w.router(), "wan")
+	defer c.Close()
+	if err := proxies(t, w); err != nil {
+		return err
+	}
+	if n := packets(t, c, lab.From(w.laptop().Addr4())); n > 0 {
+		return fmt.Errorf("%d packets went direct", n)
+	}
+	return nil
+}
+
+// attachFirst attaches a program that passes everything before the gateway's.
+func attachFirst(t *testing.T, w world) {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "greedy", Type: ebpf.SchedCLS, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}, // TCX_PASS
+	})
+	need(t, err)
+	defer p.Close()
+	need(t, w.sidegate().Do(func() error {
+		l, err := link.AttachTCX(link.TCXOptions{
+			Interface: w.sidegate().Interface().Index, Program: p, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
+		})
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		return l.Pin(filepath.Join(filepath.Dir(w.gateway.State), "greedy"))
+	}))
+}
+
+func detachFirst(t *testing.T, w world) {
+	t.Helper()
+	l, err := link.LoadPinnedLink(filepath.Join(filepath.Dir(w.gateway.State), "greedy"), nil)
+	need(t, err)
+	defer l.Close()
+	need(t, l.(interface{ Detach() error }).Detach())
+	need(t, l.Unpin())
+}

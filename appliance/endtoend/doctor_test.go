@@ -29,6 +29,8 @@ type ailment struct {
 	works   func(*testing.T, world) error
 	cure    func(*testing.T, world) // nil: doctor --fix --yes
 	byHand  bool                    // cure: the command that the finding says
+
+	withIPv6 bool // the router's silence is found for IPv6, too
 }
 
 type finding struct {
@@ -58,6 +60,9 @@ func TestDoctor(t *testing.T) {
 
 			a.cause(t, w)
 			found, status := w.examine(t, config)
+			if a.withIPv6 { // what breaks, breaks for both
+				found = slices.DeleteFunc(found, func(f finding) bool { return f.Check == "router-ipv6" })
+			}
 			if len(found) != 1 || found[0].Check+" "+found[0].Object != a.finding {
 				t.Fatalf("doctor finds %+v, want one: %s", found, a.finding)
 			}
