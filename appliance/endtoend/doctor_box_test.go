@@ -1,11 +1,13 @@
 package endtoend
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -192,6 +194,51 @@ var boxAilments = []ailment{
 		name: "another program first", gateway: true, prepare: startEcho, works: laptopIsNotSeen,
 		cause: attachFirst, finding: "programs eth0", cure: detachFirst,
 	},
+	{
+		name: "the gateway has a problem", gateway: true, prepare: startEcho, works: proxies,
+		cause: reconfigure("socks5://nowhere.invalid:1080"), finding: "gateway sidegate", cure: reconfigure("socks5://203.0.113.20:1080"),
+	},
+}
+
+// reconfigure gives the running gateway another upstream.
+func reconfigure(url string) func(*testing.T, world) {
+	return func(t *testing.T, w world) {
+		t.Helper()
+		config := fmt.Sprintf("interfaces: { lan: auto }\noutbounds:\n  hk: { url: %q }\ndefault: hk\n", url)
+		need(t, os.WriteFile(w.gateway.Config, []byte(config), 0o644))
+		w.cli(t, "reload")
+	}
+}
+
+// TestDoctorOnAnOldKernel: the version is what says that sidegate would not start.
+func TestDoctorOnAnOldKernel(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	out, err := w.sidegate().Exec(t.Context(), "setarch", "--uname-2.6", binary, "doctor")
+	if exited := (*exec.ExitError)(nil); !errors.As(err, &exited) || exited.ExitCode() != 3 || !strings.HasPrefix(out, "failure kernel: Linux 2.6.") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestDoctorPrints: what people see.
+func TestDoctorPrints(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	sets("net.ipv4.ip_forward", "0")(t, w)
+	out, _ := w.sidegate().Exec(t.Context(), binary, "doctor", "--fix", "--yes")
+	want := `failure kernel-parameter: net.ipv4.ip_forward
+  seen  it is 0
+  why   direct IPv4 traffic is not forwarded
+  fix   sysctl -w net.ipv4.ip_forward=1
+done: sysctl -w net.ipv4.ip_forward=1
+
+Looking again:
+no finding: `
+	if !strings.HasPrefix(out, want) {
+		t.Errorf("got  %s\nwant %s", out, want)
+	}
+	out, err := w.sidegate().Exec(t.Context(), binary, "sysctls")
+	if err != nil || !strings.Contains(out, "net.ipv4.conf.eth0.send_redirects") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // advertisedUplink gives the box another interface to the router, by which it learns its IPv6 route.

@@ -43,12 +43,12 @@ type examined struct {
 
 func (c *doctorCmd) Run(ctx context.Context, e *env) error {
 	switch {
-	case os.Geteuid() != 0:
-		return errors.New("examining the box: it takes packets of its own to look around: become root (sudo)")
 	case c.Yes && !c.Fix:
 		return errors.New("--yes says what to do with --fix, which is not given")
 	case c.Fix && !c.Yes && (c.JSON || !isTerminal(e.stdin)):
 		return errors.New("--fix asks before it changes anything, and there is nobody to ask: add --yes")
+	case os.Geteuid() != 0:
+		return errors.New("examining the box takes packets of its own: become root (sudo)")
 	}
 	result, err := c.look(ctx, e)
 	if err != nil {
