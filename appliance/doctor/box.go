@@ -2,7 +2,10 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -96,13 +99,21 @@ func kernel(context.Context, *Box) ([]Finding, error) {
 	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
 		return nil, fmt.Errorf("reading the kernel's version %q: %w", release, err)
 	}
-	if slices.Compare(version[:], kernelFloor[:]) >= 0 {
-		return nil, nil
+	var found []Finding
+	if slices.Compare(version[:], kernelFloor[:]) < 0 {
+		found = append(found, Finding{
+			Severity: Failure, Object: "Linux " + release, Seen: fmt.Sprintf("it is older than %d.%d", kernelFloor[0], kernelFloor[1]),
+			Why: "sidegate does not start: it attaches its programs by tcx", Fix: "boot a newer kernel",
+		})
 	}
-	return []Finding{{
-		Severity: Failure, Object: "Linux " + release, Seen: "it is older than 6.6",
-		Why: "sidegate does not start: it attaches its programs by tcx", Fix: "boot a newer kernel",
-	}}, nil
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(err, fs.ErrNotExist) {
+		found = append(found, Finding{
+			Severity: Failure, Object: "BTF", Seen: "the kernel does not describe its types: there is no /sys/kernel/btf/vmlinux",
+			Why: "sidegate does not start: its programs cannot be fitted to the kernel",
+			Fix: "boot a kernel with CONFIG_DEBUG_INFO_BTF, as those of distributions are, and mount /sys",
+		})
+	}
+	return found, nil
 }
 
 func programs(_ context.Context, b *Box, link netstate.Link) ([]Finding, error) {

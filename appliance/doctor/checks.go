@@ -2,7 +2,7 @@ package doctor
 
 // checks are in the order in which findings are told: what the box is, then what is around it.
 var checks = []Check{
-	{"kernel", "the kernel's version", kernel},
+	{"kernel", "the kernel's version, and whether it describes its types", kernel},
 	{"interface", "whether the LAN interfaces are there and up", interfaces},
 	{"kernel-parameter", "the kernel parameters that a gateway needs (sidegate sysctls)", parameters},
 	{"rp-filter", "strict reverse path filtering on a LAN with two ways", eachLAN(reversePath)},

@@ -101,7 +101,7 @@ func advertisements(ctx context.Context, b *Box, link netstate.Link) ([]Finding,
 	})
 	for {
 		message, _, from, err := conn.ReadFrom()
-		if fatal := (net.Error)(nil); errors.As(err, &fatal) {
+		if fatal := net.Error(nil); errors.As(err, &fatal) {
 			return nil, errors.Join(unlessTimeout(err), end())
 		}
 		if err != nil {

@@ -184,7 +184,7 @@ func askNDP(ctx context.Context, link netstate.Link, _, target netip.Addr, answe
 	end := repeat(ctx, func() error { return conn.WriteTo(question, nil, group) })
 	for {
 		message, _, _, err := conn.ReadFrom()
-		if fatal := (net.Error)(nil); errors.As(err, &fatal) {
+		if fatal := net.Error(nil); errors.As(err, &fatal) {
 			return errors.Join(unlessTimeout(err), end())
 		}
 		if err != nil {

@@ -219,6 +219,26 @@ func TestDoctorOnAnOldKernel(t *testing.T) {
 	}
 }
 
+// TestDoctorWithoutBTF: doctor says why run does not start.
+func TestDoctorWithoutBTF(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	state, err := w.sidegate().MountBPF()
+	need(t, err)
+	empty := t.TempDir()
+	without := func(args ...string) (string, error) {
+		script := "mount --bind " + empty + ` /sys/kernel/btf && exec "$0" "$@"`
+		return w.sidegate().Exec(within(t, 20*time.Second), "unshare", append([]string{"-m", "sh", "-c", script, binary}, args...)...)
+	}
+	out, err := without("doctor")
+	if err == nil || !strings.HasPrefix(out, "failure kernel: BTF\n") || strings.Count(out, "why") != 1 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	_, err = without("run", "--state-dir", filepath.Join(state, "sidegate"), "--socket", filepath.Join(w.Dir(), "none.sock"))
+	if err == nil || !strings.Contains(err.Error(), "BTF") {
+		t.Errorf("run without BTF: %v", err)
+	}
+}
+
 // TestDoctorPrints: what people see.
 func TestDoctorPrints(t *testing.T) {
 	w := newWorld(t, lab.Options{})

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -213,68 +212,4 @@ func run(t *testing.T, h *lab.Host, script string) {
 	t.Helper()
 	_, err := h.Exec(t.Context(), "sh", "-ec", script)
 	need(t, err)
-}
-
-// TestApplySysctls: run sets what is wrong, on interfaces that come later too, and puts the originals back when it is stopped, though
-// the daemon that set them crashed and its successor found nothing to do. SIGUSR2 leaves them.
-func TestApplySysctls(t *testing.T) {
-	w := newWorld(t, lab.Options{})
-	box := w.sidegate()
-	wrong := map[string]string{
-		"net.ipv4.ip_forward": "0", "net.ipv6.conf.all.forwarding": "0",
-		"net.ipv4.conf.all.send_redirects": "1", "net.ipv4.conf.eth0.send_redirects": "1",
-	}
-	// The IPv6 switch takes the default route with it only if that was advertised, and this one was not.
-	for name, value := range wrong {
-		need(t, box.SetSysctl(name, value))
-	}
-	values := func(when string, want func(name string) string) {
-		t.Helper()
-		for name := range wrong {
-			if value, err := box.Sysctl(name); err != nil || value != want(name) {
-				t.Errorf("%s, %s is %s, %v; want %s", when, name, value, err, want(name))
-			}
-		}
-	}
-	right := func(name string) string { return map[string]string{"0": "1", "1": "0"}[wrong[name]] }
-	start := func(args ...string) *lab.Gateway {
-		t.Helper()
-		g, err := box.StartGateway(t.Context(), lab.GatewayOptions{
-			Binary: binary, Config: "interfaces: { lan: [eth0, lan1] }\ndefault: direct\n", Args: args,
-		})
-		need(t, err)
-		return g
-	}
-	first := start("--apply-sysctls")
-	values("after the start", right)
-	for name := range wrong {
-		if n := strings.Count(first.Tail(100), "parameter="+name+" "); n != 1 {
-			t.Errorf("%s is logged %d times", name, n)
-		}
-	}
-	secondLAN(t, w)
-	need(t, box.SetSysctl("net.ipv4.conf.lan1.send_redirects", "1"))
-	need(t, lab.Wait(within(t, 20*time.Second), "the later interface's parameter", func() error {
-		value, err := box.Sysctl("net.ipv4.conf.lan1.send_redirects")
-		if err == nil && value != "0" {
-			err = errors.New("it is " + value)
-		}
-		return err
-	}))
-
-	need(t, first.Kill())
-	values("after a crash", right)
-	second := start("--apply-sysctls")
-	need(t, second.Signal(syscall.SIGUSR2))
-	<-second.Done()
-	values("after SIGUSR2", right)
-	third := start()
-	need(t, third.Signal(syscall.SIGTERM))
-	if err := third.Wait(); err != nil {
-		t.Error(err)
-	}
-	values("after the stop", func(name string) string { return wrong[name] })
-	if value, err := box.Sysctl("net.ipv4.conf.lan1.send_redirects"); err != nil || value != "1" {
-		t.Errorf("after the stop, the later interface's is %s, %v", value, err)
-	}
 }

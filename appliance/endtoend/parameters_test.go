@@ -1,6 +1,8 @@
 package endtoend
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -67,4 +69,101 @@ func TestApplySysctls(t *testing.T) {
 		t.Error(err)
 	}
 	check("after the stop", true)
+}
+
+// TestSysctlsAreRestoredByASuccessor: who puts the originals back need not be who set the parameters, nor have been told to set any;
+// SIGUSR2 leaves them. What an interface that comes later needs is set and put back, too.
+func TestSysctlsAreRestoredByASuccessor(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	box := w.sidegate()
+	wrong := map[string]string{
+		"net.ipv4.ip_forward": "0", "net.ipv6.conf.all.forwarding": "0",
+		"net.ipv4.conf.all.send_redirects": "1", "net.ipv4.conf.eth0.send_redirects": "1",
+	}
+	for name, value := range wrong {
+		need(t, box.SetSysctl(name, value))
+	}
+	values := func(when string, want func(name string) string) {
+		t.Helper()
+		for name := range wrong {
+			if value, err := box.Sysctl(name); err != nil || value != want(name) {
+				t.Errorf("%s, %s is %s, %v; want %s", when, name, value, err, want(name))
+			}
+		}
+	}
+	right := func(name string) string { return map[string]string{"0": "1", "1": "0"}[wrong[name]] }
+	start := func(args ...string) *lab.Gateway {
+		t.Helper()
+		g, err := box.StartGateway(t.Context(), lab.GatewayOptions{
+			Binary: binary, Config: "interfaces: { lan: [eth0, lan1] }\ndefault: direct\n", Args: args,
+		})
+		need(t, err)
+		return g
+	}
+	first := start("--apply-sysctls")
+	values("after the start", right)
+	for name := range wrong {
+		if n := strings.Count(first.Tail(100), "parameter="+name+" "); n != 1 {
+			t.Errorf("%s is logged %d times", name, n)
+		}
+	}
+	secondLAN(t, w)
+	need(t, box.SetSysctl("net.ipv4.conf.lan1.send_redirects", "1"))
+	need(t, lab.Wait(within(t, 20*time.Second), "the later interface's parameter", func() error {
+		value, err := box.Sysctl("net.ipv4.conf.lan1.send_redirects")
+		if err == nil && value != "0" {
+			err = errors.New("it is " + value)
+		}
+		return err
+	}))
+
+	need(t, first.Kill())
+	values("after a crash", right)
+	second := start("--apply-sysctls")
+	need(t, second.Signal(syscall.SIGUSR2))
+	<-second.Done()
+	values("after SIGUSR2", right)
+	third := start()
+	need(t, third.Signal(syscall.SIGTERM))
+	if err := third.Wait(); err != nil {
+		t.Error(err)
+	}
+	values("after the stop", func(name string) string { return wrong[name] })
+	if value, err := box.Sysctl("net.ipv4.conf.lan1.send_redirects"); err != nil || value != "1" {
+		t.Errorf("after the stop, the later interface's is %s, %v", value, err)
+	}
+}
+
+// TestSysctlsKeepTheAdvertisedRoute: the order in which parameters are set is part of the list. IPv6 forwarding would take the box's own
+// route away at once, if accept_ra did not come first.
+func TestSysctlsKeepTheAdvertisedRoute(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	box := w.sidegate()
+	advertisedUplink(t, w)
+	need(t, box.SetSysctl("net.ipv6.conf.up0.accept_ra", "1"))
+	need(t, box.SetSysctl("net.ipv6.conf.all.forwarding", "0"))
+	route := func() error {
+		out, err := box.Exec(t.Context(), "ip", "-6", "route", "show", "default", "proto", "ra")
+		if err == nil && out == "" {
+			err = errors.New("the box has no advertised route")
+		}
+		return err
+	}
+	need(t, lab.Wait(within(t, 20*time.Second), "the route", route))
+	watch := box.Command(t.Context(), "ip", "-6", "monitor", "route")
+	var seen bytes.Buffer
+	watch.Stdout = &seen
+	monitor, err := watch.Start()
+	need(t, err)
+	w.start(t, everythingDirect, "--apply-sysctls")
+	need(t, route())
+	need(t, monitor.Kill())
+	if strings.Contains(seen.String(), "Deleted default") {
+		t.Errorf("the route was lost meanwhile:\n%s", seen.String())
+	}
+	for name, want := range map[string]string{"net.ipv6.conf.up0.accept_ra": "2", "net.ipv6.conf.all.forwarding": "1"} {
+		if is, err := box.Sysctl(name); err != nil || is != want {
+			t.Errorf("%s is %s, %v", name, is, err)
+		}
+	}
 }
