@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -36,7 +35,7 @@ func ProgramsBefore(index int) ([]Program, error) {
 		if err != nil {
 			return nil, err
 		}
-		if strings.HasPrefix(name, "lan_ethernet") || name == "lan_ip" {
+		if name == "lan_ethernet" || name == "lan_ip" {
 			return found, nil
 		}
 		found = append(found, Program{uint32(attached.ID), name})
