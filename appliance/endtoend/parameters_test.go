@@ -166,4 +166,6 @@ func TestSysctlsKeepTheAdvertisedRoute(t *testing.T) {
 			t.Errorf("%s is %s, %v", name, is, err)
 		}
 	}
+	need(t, w.gateway.Signal(syscall.SIGTERM)) // it would else leave its record on the machine
+	need(t, w.gateway.Wait())
 }

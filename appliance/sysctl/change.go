@@ -172,7 +172,7 @@ func (k *Keeper) save() error {
 	if err != nil {
 		return fmt.Errorf("keeping the kernel parameters to put back: %w", err)
 	}
-	beside := k.file + ".new"
+	beside := k.unfinished()
 	err = os.MkdirAll(filepath.Dir(k.file), 0o755)
 	if err == nil {
 		err = os.WriteFile(beside, append(text, '\n'), 0o600)
@@ -185,6 +185,9 @@ func (k *Keeper) save() error {
 	}
 	return nil
 }
+
+// unfinished is what a record is called while it is written. Who is killed then leaves it.
+func (k *Keeper) unfinished() string { return k.file + ".new" }
 
 // Restore puts back what Apply changed, here or in a process before, and returns that. A parameter that somebody has set otherwise
 // meanwhile stays as it is, and so does what is gone.
@@ -216,8 +219,10 @@ func (k *Keeper) Restore() ([]Change, error) {
 		return done, errors.Join(errs...)
 	}
 	k.kept = nil
-	if err := os.Remove(k.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return done, fmt.Errorf("forgetting the kernel parameters that are put back: %w", err)
+	for _, file := range []string{k.file, k.unfinished()} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return done, fmt.Errorf("forgetting the kernel parameters that are put back: %w", err)
+		}
 	}
 	return done, nil
 }
