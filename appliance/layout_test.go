@@ -38,7 +38,7 @@ var owners = map[string][]string{
 	"github.com/miekg/dns":                {"dns", "lab"},
 	"github.com/quic-go/quic-go":          {"dns", "lab"},
 	"github.com/prometheus/client_golang": {"admin"},
-	"github.com/mdlayher/ndp":             {"advertise"},
+	"github.com/mdlayher/ndp":             {"advertise", "doctor"},
 	"github.com/alecthomas/kong":          {"sidegate"},
 }
 

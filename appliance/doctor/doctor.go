@@ -63,11 +63,20 @@ type Box struct {
 	Network    *netstate.Snapshot
 	LAN        []LAN
 	Parameters sysctl.Surroundings
-	DNS        bool     // the gateway answers the LAN's DNS
-	Advertises bool     // the gateway announces itself as IPv6 router
+	DNS        bool // the gateway answers the LAN's DNS
+	Advertises bool // the gateway announces itself as IPv6 router
+	Asymmetric bool // direct flows are not translated
+	Proxies    bool // some flows go to the proxy, or DNS does
+	Marks      Marks
 	Problems   []string // what a running gateway says of itself; lines with the fix
 	// Before returns the programs that packets of an interface meet before the gateway's, or would if it was started now.
 	Before func(index int) ([]Program, error)
+}
+
+// Marks are what the box's firewall can tell the gateway's packets by, and the nftables table that is the gateway's own.
+type Marks struct {
+	Direct, Proxy, Mask uint32
+	OwnTable            string
 }
 
 // Check is one line of the table.

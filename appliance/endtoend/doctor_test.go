@@ -23,6 +23,7 @@ type ailment struct {
 	lan     string // interfaces.lan of the configuration; empty: auto
 	dns     bool   // the configuration has a dns section
 	gateway bool   // it runs, and proxies everything
+	direct  bool   // it runs, and everything is direct
 	prepare func(*testing.T, world)
 	cause   func(*testing.T, world)
 	finding string // CHECK OBJECT of the one finding
@@ -41,7 +42,7 @@ type finding struct {
 // TestDoctor has one row for each thing that the doctor finds. It is silent and traffic works; then exactly that is broken, and
 // doctor names it and nothing else, and traffic fails; with the fix, both are as before.
 func TestDoctor(t *testing.T) {
-	for _, a := range slices.Concat(parameterAilments, boxAilments, lanAilments) {
+	for _, a := range slices.Concat(parameterAilments, boxAilments, firewallAilments, lanAilments) {
 		t.Run(a.name, func(t *testing.T) {
 			w := newWorld(t, lab.Options{})
 			config := a.config(t)
@@ -50,6 +51,9 @@ func TestDoctor(t *testing.T) {
 			}
 			if a.gateway {
 				w.startProxied(t)
+			}
+			if a.direct {
+				w.start(t, everythingDirect)
 			}
 			if found, _ := w.examine(t, config); len(found) > 0 {
 				t.Fatalf("doctor finds something before anything is broken: %+v", found)
@@ -104,7 +108,7 @@ func TestDoctor(t *testing.T) {
 // config writes the configuration that doctor is given; none beside a running gateway, which has its own.
 func (a *ailment) config(t *testing.T) string {
 	t.Helper()
-	if a.gateway {
+	if a.gateway || a.direct {
 		return ""
 	}
 	lan := a.lan

@@ -92,8 +92,11 @@ func states(bits uint32) string {
 		bit  uint32
 		name string
 	}{
-		{expr.CtStateBitINVALID, "invalid"}, {expr.CtStateBitESTABLISHED, "established"}, {expr.CtStateBitRELATED, "related"},
-		{expr.CtStateBitNEW, "new"}, {expr.CtStateBitUNTRACKED, "untracked"},
+		{expr.CtStateBitINVALID, "invalid"},
+		{expr.CtStateBitESTABLISHED, "established"},
+		{expr.CtStateBitRELATED, "related"},
+		{expr.CtStateBitNEW, "new"},
+		{expr.CtStateBitUNTRACKED, "untracked"},
 	} {
 		if bits&s.bit != 0 {
 			all = append(all, s.name)

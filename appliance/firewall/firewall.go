@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -125,7 +126,7 @@ type set struct {
 
 // Read takes a snapshot of the calling thread's network namespace. It needs CAP_NET_ADMIN.
 func Read(ctx context.Context) (*Ruleset, error) {
-	r := &Ruleset{chains: map[chainKey]*chain{}, sets: map[setKey]*set{}, Unread: legacyTables()}
+	r := &Ruleset{chains: map[chainKey]*chain{}, sets: map[setKey]*set{}, Unread: legacy(ctx)}
 	err := r.read(ctx)
 	switch {
 	case errors.Is(err, unix.EPERM):
@@ -225,13 +226,27 @@ func (r *Ruleset) read(ctx context.Context) error {
 	return nil
 }
 
-// legacyTables names tables of the old iptables that exist, for their rules are in nobody's netlink.
-func legacyTables() string {
+// legacy says what stands in the tables of the old iptables, for its rules are in nobody's netlink; empty: nothing that counts.
+func legacy(ctx context.Context) string {
 	var all []string
 	for _, f := range []struct{ file, tool string }{{"ip_tables_names", "iptables-legacy"}, {"ip6_tables_names", "ip6tables-legacy"}} {
-		text, err := os.ReadFile("/proc/thread-self/net/" + f.file)
-		if names := strings.Fields(string(text)); err == nil && len(names) > 0 {
-			all = append(all, fmt.Sprintf("%s (%s)", f.tool, strings.Join(names, ", ")))
+		tables, err := os.ReadFile("/proc/thread-self/net/" + f.file)
+		if err != nil || len(tables) == 0 {
+			continue
+		}
+		text, err := exec.CommandContext(ctx, f.tool+"-save").Output()
+		if err != nil {
+			all = append(all, fmt.Sprintf("%s (%s-save cannot be asked: %v)", f.tool, f.tool, err))
+			continue
+		}
+		rules := 0
+		for line := range strings.Lines(string(text)) {
+			if strings.HasPrefix(line, "-A ") || strings.HasPrefix(line, ":") && strings.Contains(line, " DROP ") {
+				rules++
+			}
+		}
+		if rules > 0 {
+			all = append(all, fmt.Sprintf("%s (%d rules and policies)", f.tool, rules))
 		}
 	}
 	return strings.Join(all, " and ")

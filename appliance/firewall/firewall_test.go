@@ -376,8 +376,12 @@ func TestLegacyIsNotOverlooked(t *testing.T) {
 	if _, err := w.Host(lab.Sidegate).Exec(t.Context(), "iptables-legacy", "-A", "FORWARD", "-j", "DROP"); err != nil {
 		t.Skipf("the kernel has no legacy iptables: %v", err)
 	}
-	if r := w.read(t); r.Unread != "iptables-legacy (filter)" {
+	if r := w.read(t); r.Unread != "iptables-legacy (1 rules and policies)" {
 		t.Errorf("unread: %q", r.Unread)
+	}
+	w.sh(t, "iptables-legacy -D FORWARD -j DROP")
+	if r := w.read(t); r.Unread != "" {
+		t.Errorf("the rule is gone, and %q is unread", r.Unread)
 	}
 }
 

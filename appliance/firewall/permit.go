@@ -3,6 +3,7 @@ package firewall
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -53,3 +54,23 @@ func Permit(ctx context.Context, at Place, mark, mask uint32) error {
 }
 
 func comment4(mark uint32) string { return fmt.Sprintf("%s %#x", permitted, mark) }
+
+// Command is what Permit does, for people.
+func Command(at Place, mark, mask uint32) string {
+	return fmt.Sprintf("nft insert rule %s %s %s meta mark and %#x == %#x accept", familyName(at.Family), at.Table, at.Chain, mask, mark)
+}
+
+// Lasting says how a packet of a mark is accepted for good by the program whose rules these seem to be.
+func Lasting(at Place, mark, mask uint32) string {
+	rule := fmt.Sprintf("meta mark & %#x == %#x accept", mask, mark)
+	match := fmt.Sprintf("-m mark --mark %#x/%#x -j ACCEPT", mark, mask)
+	switch {
+	case at.Table == "nixos-fw":
+		return fmt.Sprintf("in NixOS: networking.firewall.extraForwardRules or extraInputRules = %q, and checkReversePath = false", rule)
+	case at.Table == "firewalld":
+		return "in firewalld: firewall-cmd --permanent --zone=trusted --add-interface=INTERFACE"
+	case strings.HasPrefix(at.Chain, "ufw"), at.Table == "filter" && at.Family != nftables.TableFamilyINet && at.Rule == "":
+		return "in ufw: a line -A ufw-before-forward (or -input) " + match + " in /etc/ufw/before.rules; beside Docker: iptables -I DOCKER-USER " + match
+	}
+	return "in the file that loads the rules: " + rule
+}

@@ -5,9 +5,11 @@ import (
 	"slices"
 
 	"sidegate/appliance/admin"
+	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/doctor"
 	"sidegate/appliance/netstate"
+	"sidegate/appliance/policy"
 	"sidegate/appliance/sysctl"
 )
 
@@ -32,6 +34,10 @@ func newBox(plan *Plan, running *admin.Status) (*doctor.Box, error) {
 		Parameters: parametersOf(lans, network),
 		DNS:        plan.Config.DNS != nil,
 		Before:     before,
+		Advertises: plan.Config.IPv6 == config.IPv6Advertise,
+		Asymmetric: plan.Config.ReturnPath == config.Asymmetric,
+		Proxies:    plan.proxies(),
+		Marks:      doctor.Marks{Direct: datapath.MarkDirect, Proxy: datapath.MarkProxy, Mask: datapath.MarkMask, OwnTable: datapath.OwnTable},
 	}
 	for _, l := range lans {
 		box.LAN = append(box.LAN, doctor.LAN{Name: l.name, Index: l.index})
@@ -40,6 +46,15 @@ func newBox(plan *Plan, running *admin.Status) (*doctor.Box, error) {
 		box.Problems = unseen(running.Problems, lans, box.Parameters)
 	}
 	return box, nil
+}
+
+// proxies reports whether anything is to come to the proxy or the DNS server.
+func (p *Plan) proxies() bool {
+	elsewhere := func(outbound string) bool {
+		return outbound != policy.OutboundDirect && outbound != policy.OutboundBlock
+	}
+	return p.Config.DNS != nil || elsewhere(p.Config.Policy.Default) ||
+		slices.ContainsFunc(p.Config.Policy.Rules, func(r policy.Rule) bool { return elsewhere(r.Outbound) })
 }
 
 func before(index int) ([]doctor.Program, error) {
