@@ -69,9 +69,10 @@ type Config struct {
 // Interface is a LAN interface of the configuration.
 type Interface struct {
 	Name       string `json:"name"`
-	Index      int    `json:"index"`      // 0: there is no such interface at present
-	Attached   bool   `json:"attached"`   // packets meet the policy
-	Advertised bool   `json:"advertised"` // clients are told that the box is their IPv6 router
+	Port       string `json:"port,omitempty"` // the interface of the configuration, if it is a port of this one
+	Index      int    `json:"index"`          // 0: there is no such interface at present
+	Attached   bool   `json:"attached"`       // packets meet the policy
+	Advertised bool   `json:"advertised"`     // clients are told that the box is their IPv6 router
 }
 
 // Table is how full a table of the datapath is.

@@ -12,6 +12,7 @@ import (
 // lan is a LAN interface of the configuration as it is at present.
 type lan struct {
 	name     string // as configured: a name, or auto
+	port     string // the name of the port that stands for it; empty: it stands for itself
 	device   string // the link's name; empty: there is none
 	index    int    // 0: there is none
 	ethernet bool
@@ -21,7 +22,7 @@ type lan struct {
 // lanInterfaces finds the configured interfaces. One that is missing is a problem, not an error: it may
 // come later, as a bridge, a USB adapter or the default route of a slow DHCP server does. Where auto has no
 // default route to follow it stays what it was before: detaching while a lease is renewed would send direct what
-// is to be proxied as soon as the route is back.
+// is to be proxied as soon as the route is back. A port stands for its bridge or bond.
 func lanInterfaces(configured []string, s *netstate.Snapshot, before []lan) []lan {
 	var all []lan
 	for _, name := range configured {
@@ -38,8 +39,14 @@ func lanInterfaces(configured []string, s *netstate.Snapshot, before []lan) []la
 		case !ok:
 			l.problem = fmt.Errorf("there is no interface %s: nothing is decided for its clients until it appears", name)
 		default:
+			if master := s.Master(link); master.Index != link.Index { // where its clients' packets are delivered
+				l.port, link = link.Name, master
+			}
 			l.device, l.index, l.ethernet = link.Name, link.Index, link.Ethernet
-			l.problem = linkProblem(link, s)
+			l.problem = linkProblem(link)
+		}
+		if l.index != 0 && slices.ContainsFunc(all, func(o lan) bool { return o.index == l.index }) {
+			continue // another port of the same bridge
 		}
 		all = append(all, l)
 	}
@@ -56,10 +63,7 @@ func stillThere(before []lan, s *netstate.Snapshot) (netstate.Link, bool) {
 	return netstate.Link{}, false
 }
 
-func linkProblem(link netstate.Link, s *netstate.Snapshot) error {
-	if master, ok := s.Link(link.MasterIndex); ok {
-		return fmt.Errorf("%s is a port of %s, where its clients' packets are delivered: name %s as the LAN interface", link.Name, master.Name, master.Name)
-	}
+func linkProblem(link netstate.Link) error {
 	if !link.Up {
 		return fmt.Errorf("%s is down: ip link set %s up, or connect it", link.Name, link.Name)
 	}

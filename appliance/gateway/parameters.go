@@ -22,7 +22,7 @@ func parametersOf(lans []lan, s *netstate.Snapshot) sysctl.Surroundings {
 			continue
 		}
 		of.LAN = append(of.LAN, link.Name)
-		if link.Bridge {
+		if link.Kind == "bridge" {
 			of.Bridges = append(of.Bridges, link.Name)
 		}
 		of.IPv6 = of.IPv6 || slices.ContainsFunc(s.AddressesOf(link.Index), func(a netstate.Address) bool { return a.Prefix.Addr().Is6() })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -96,6 +97,9 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 func (g *gateway) followInterfaces(before, after inForce) {
 	for _, l := range after.lan {
 		g.report("interface "+l.name, l.problem)
+		if l.port != "" && !slices.ContainsFunc(before.lan, func(o lan) bool { return o.port == l.port && o.device == l.device }) {
+			g.log.Info(l.port + " is a port of " + l.device + ", where its clients' packets are delivered: that is the LAN interface, with all of its ports")
+		}
 	}
 	for _, l := range before.lan {
 		if !containsLAN(after.lan, l.name) {

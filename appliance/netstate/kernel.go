@@ -144,7 +144,7 @@ func newLink(link netlink.Link) Link {
 	l := Link{
 		Index: a.Index, Name: a.Name, MTU: a.MTU, MasterIndex: a.MasterIndex,
 		Up: a.RawFlags&running == running, Ethernet: a.EncapType == "ether",
-		Bridge: link.Type() == "bridge",
+		Kind: link.Type(),
 	}
 	if len(a.HardwareAddr) == len(l.MAC) {
 		l.MAC = MAC(a.HardwareAddr)

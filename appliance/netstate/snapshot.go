@@ -19,12 +19,12 @@ type Snapshot struct {
 type Link struct {
 	Index       int
 	Name        string
-	MAC         MAC  // zero if the link has none
-	MTU         int  // bytes, without the link header
-	Up          bool // switched on, and the other side is there (IFF_UP and IFF_RUNNING)
-	Ethernet    bool // ARPHRD_ETHER: packets have an Ethernet header; false for PPP, WireGuard, loopback
-	MasterIndex int  // of the bridge or bond that the link is a port of; 0 for none
-	Bridge      bool // it is one
+	MAC         MAC    // zero if the link has none
+	MTU         int    // bytes, without the link header
+	Up          bool   // switched on, and the other side is there (IFF_UP and IFF_RUNNING)
+	Ethernet    bool   // ARPHRD_ETHER: packets have an Ethernet header; false for PPP, WireGuard, loopback
+	MasterIndex int    // of the bridge or bond that the link is a port of; 0 for none
+	Kind        string // as ip-link(8) has it: bridge, bond, vlan, …; empty or "device" is hardware
 }
 
 // MAC is an Ethernet address as a comparable value.
@@ -60,6 +60,19 @@ type Route struct {
 // Link returns the link of that index.
 func (s *Snapshot) Link(index int) (Link, bool) {
 	return find(s.Links, func(l Link) bool { return l.Index == index })
+}
+
+// Master returns the link to which a link's packets are delivered, if it is a port of a bridge, bond or team; else the link itself.
+// What is in a VRF is no port.
+func (s *Snapshot) Master(l Link) Link {
+	for range len(s.Links) { // no longer than a chain can be
+		master, ok := s.Link(l.MasterIndex)
+		if !ok || !slices.Contains([]string{"bridge", "bond", "team", "openvswitch"}, master.Kind) {
+			break
+		}
+		l = master
+	}
+	return l
 }
 
 // LinkByName returns the link of that name.

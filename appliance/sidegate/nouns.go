@@ -95,6 +95,9 @@ func interfacesText(all []admin.Interface) string {
 		case !i.Attached:
 			state = " (not attached)"
 		}
+		if i.Port != "" {
+			state = " (" + i.Port + " is its port)" + state
+		}
 		texts = append(texts, i.Name+state)
 	}
 	return strings.Join(texts, ", ")

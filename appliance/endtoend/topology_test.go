@@ -1,0 +1,326 @@
+package endtoend
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/lab"
+)
+
+// place is where a box stands. Build changes the lab's one-armed box into it; the client is then behind it.
+type place struct {
+	name   string
+	lan    string // interfaces.lan of the configuration
+	client string
+	build  func(*testing.T, world)
+	// oneArmed: replies of direct flows go past the box. nat: the box translates what leaves it, by rules of its own.
+	oneArmed, nat bool
+	shows         string // in the status
+}
+
+var places = []place{
+	{name: "one arm", lan: "auto", client: lab.Laptop, oneArmed: true},
+	{name: "a bridge", lan: "[br0]", client: lab.Laptop, oneArmed: true, build: bridgeBox},
+	{name: "a bridge, found", lan: "auto", client: lab.Laptop, oneArmed: true, build: bridgeBox, shows: "br0"},
+	{name: "a port of a bridge", lan: "[eth0]", client: lab.Laptop, oneArmed: true, build: bridgeBox, shows: "br0 (eth0 is its port)"},
+	{name: "two LANs, the first", lan: "[eth0, eth1]", client: lab.Laptop, oneArmed: true, build: secondArm(true)},
+	{name: "two LANs, the second", lan: "[eth0, eth1]", client: "guest", build: secondArm(true)},
+	{name: "an ordinary router", lan: "[eth1]", client: "guest", build: secondArm(true)},
+	{name: "an ordinary router with NAT", lan: "[eth1]", client: "guest", nat: true, build: func(t *testing.T, w world) {
+		secondArm(false)(t, w)
+		run(t, w.sidegate(), `nft 'table inet own { chain out { type nat hook postrouting priority srcnat; iifname eth1 oifname eth0 masquerade; }; chain forward { type filter hook forward priority 0; ct state invalid drop; }; }'`)
+	}},
+	{name: "a tunnel without a link layer", lan: "[tun0]", client: "guest", build: tunnel},
+	{name: "a VLAN", lan: "[eth0.7]", client: "guest", build: vlan},
+}
+
+// bridgeBox makes the box's interface a port of a bridge, which has its addresses.
+func bridgeBox(t *testing.T, w world) {
+	t.Helper()
+	i := w.sidegate().Interface()
+	run(t, w.sidegate(), fmt.Sprintf(`
+		ip link add br0 address %s type bridge mcast_snooping 0
+		ip link set eth0 master br0
+		ip link set br0 up
+		ip address flush dev eth0 scope global
+		ip address add %s dev br0
+		ip -6 address add %s dev br0 nodad
+		ip route replace default via %s
+		ip -6 route replace default via %s
+		echo 0 >/proc/sys/net/ipv4/conf/br0/send_redirects
+		for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 0 >$f; done`,
+		i.MAC, i.Addr4, i.Addr6, w.router().Addr4(), w.router().Addr6()))
+}
+
+// The addresses behind a box of two arms.
+const (
+	behind4, behind6 = "192.168.9.", "fd00:c0a8:9::"
+	behind           = "echo 0 >/proc/sys/net/ipv4/conf/%[1]s/send_redirects; ip link set %[1]s up; ip address add " + behind4 + "2/24 dev %[1]s; ip -6 address add " + behind6 + "2/64 dev %[1]s nodad\n"
+	guest            = "ip address flush dev %[1]s scope global; ip link set %[1]s up; ip address add " + behind4 + "3/24 dev %[1]s; ip -6 address add " + behind6 + "3/64 dev %[1]s nodad; " +
+		"ip route replace default via " + behind4 + "2; ip -6 route replace default via " + behind6 + "2\n"
+)
+
+func addGuest(t *testing.T, w world) *lab.Host {
+	t.Helper()
+	h, err := w.AddClient(t.Context(), "guest")
+	need(t, err)
+	return h
+}
+
+// routeBack tells the router whom the guest is behind.
+func routeBack(t *testing.T, w world) {
+	t.Helper()
+	run(t, w.router(), fmt.Sprintf("ip route add %s0/24 via %s; ip -6 route add %s/64 via %s", behind4, w.sidegate().Addr4(), behind6, w.sidegate().Addr6()))
+}
+
+// secondArm gives the box another LAN, with a client; the router may know of it.
+func secondArm(known bool) func(*testing.T, world) {
+	return func(t *testing.T, w world) {
+		t.Helper()
+		h := addGuest(t, w)
+		run(t, w.Host("switch"), "ip link set guest nomaster; ip link set guest netns "+w.sidegate().Namespace()+" name eth1")
+		run(t, w.sidegate(), fmt.Sprintf(behind, "eth1"))
+		run(t, h, fmt.Sprintf(guest, "eth0"))
+		if known {
+			routeBack(t, w)
+		}
+	}
+}
+
+// vlan gives the box a LAN inside of the segment, tagged.
+func vlan(t *testing.T, w world) {
+	t.Helper()
+	h := addGuest(t, w)
+	if _, err := w.sidegate().Exec(t.Context(), "ip", "link", "add", "link", "eth0", "name", "eth0.7", "type", "vlan", "id", "7"); err != nil {
+		t.Skipf("this kernel has no VLANs (CONFIG_VLAN_8021Q): %v", err)
+	}
+	run(t, h, "ip link add link eth0 name eth0.7 type vlan id 7; ip address flush dev eth0 scope global")
+	run(t, w.sidegate(), fmt.Sprintf(behind, "eth0.7"))
+	run(t, h, fmt.Sprintf(guest, "eth0.7"))
+	routeBack(t, w)
+}
+
+// tunnel connects the guest by packets without a link-layer header, as WireGuard and PPP do.
+func tunnel(t *testing.T, w world) {
+	t.Helper()
+	h := addGuest(t, w)
+	ends := [2]*os.File{openTun(t, w.sidegate()), openTun(t, h)}
+	var carrying sync.WaitGroup
+	for i := range ends {
+		carrying.Go(func() {
+			packet := make([]byte, 1<<16)
+			for {
+				n, err := ends[i].Read(packet)
+				if err != nil {
+					return
+				}
+				ends[1-i].Write(packet[:n]) // a tunnel may lose a packet
+			}
+		})
+	}
+	t.Cleanup(func() {
+		ends[0].Close()
+		ends[1].Close()
+		carrying.Wait()
+	})
+	run(t, w.sidegate(), fmt.Sprintf(behind, "tun0"))
+	run(t, h, "ip link set eth0 down")
+	run(t, h, fmt.Sprintf(guest, "tun0"))
+	routeBack(t, w)
+}
+
+// openTun makes a tun device on a host.
+func openTun(t *testing.T, h *lab.Host) (f *os.File) {
+	t.Helper()
+	need(t, h.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("opening /dev/net/tun: %w", err)
+		}
+		request := struct {
+			name  [unix.IFNAMSIZ]byte
+			flags uint16
+			_     [22]byte
+		}{flags: unix.IFF_TUN | unix.IFF_NO_PI}
+		copy(request.name[:], "tun0")
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TUNSETIFF, uintptr(unsafe.Pointer(&request))); errno != 0 {
+			unix.Close(fd)
+			return fmt.Errorf("making a tun device: %w", errno)
+		}
+		f = os.NewFile(uintptr(fd), "tun0")
+		return nil
+	}))
+	return f
+}
+
+// services are those of the scenario, told by their ports.
+type services struct{ direct, proxied, blocked *lab.Echo }
+
+const scenario = `rules:
+  - { name: proxied, port: 8, outbound: hk }
+  - { name: blocked, port: 9, outbound: block }
+default: direct
+`
+
+// TestPlaces: wherever the box stands, direct, proxied and blocked flows are, by TCP and UDP, IPv4 and IPv6; and without the gateway
+// the box forwards plainly.
+func TestPlaces(t *testing.T) {
+	for _, p := range places {
+		t.Run(p.name, func(t *testing.T) {
+			w := newWorld(t, lab.Options{})
+			if p.build != nil {
+				p.build(t, w)
+			}
+			s := w.serve(t)
+			w.startScenario(t, p.lan)
+			if status := w.cli(t, "status"); !strings.Contains(status, p.shows) || strings.Contains(status, "Problems") {
+				t.Errorf("the status does not say %q, or has problems:\n%s", p.shows, status)
+			}
+			w.plays(t, p, s)
+
+			need(t, w.gateway.Stop())
+			for _, to := range []netip.AddrPort{s.direct.Addr4(), s.direct.Addr6(), s.blocked.Addr4(), s.blocked.Addr6()} {
+				if err := converse(within(t, 5*time.Second), w.Host(p.client), "tcp", to); err != nil {
+					t.Errorf("after the stop: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func (w world) serve(t *testing.T) (s services) {
+	t.Helper()
+	for port, echo := range map[uint16]**lab.Echo{7: &s.direct, 8: &s.proxied, 9: &s.blocked} {
+		var err error
+		*echo, err = w.server().StartEcho(t.Context(), port)
+		need(t, err)
+	}
+	return s
+}
+
+func (w *world) startScenario(t *testing.T, lan string) {
+	t.Helper()
+	dante, err := w.upstream().StartDante(t.Context(), lab.DanteOptions{})
+	need(t, err)
+	w.start(t, fmt.Sprintf("interfaces: { lan: %s }\noutbounds: { hk: { url: %q } }\n%s", lan, dante.URL("socks5", lab.Credentials{}), scenario))
+}
+
+// plays is the scenario.
+func (w world) plays(t *testing.T, p place, s services) {
+	t.Helper()
+	client := w.Host(p.client)
+	device := "eth0"
+	if strings.HasPrefix(p.shows, "br0") || p.lan == "[br0]" {
+		device = "br0"
+	}
+	atBox := captureOn(t, w.sidegate(), device)
+	for _, at := range []func(*lab.Echo) netip.AddrPort{(*lab.Echo).Addr4, (*lab.Echo).Addr6} {
+		for _, network := range []string{"tcp", "udp"} {
+			own, err := spoken(t, client, network, at(s.direct))
+			if err != nil {
+				t.Errorf("direct %s: %v", network, err)
+			} else if from := last(s.direct); p.nat == (from == own.Addr()) {
+				t.Errorf("direct %s: the server saw %s, and the client is %s", network, from, own)
+			}
+			if _, err = spoken(t, client, network, at(s.proxied)); err != nil {
+				t.Errorf("proxied %s: %v", network, err)
+			} else if from := last(s.proxied); from != w.upstream().Addr4() && from != w.upstream().Addr6() {
+				t.Errorf("proxied %s: the server saw %s, which is not the upstream", network, from)
+			}
+			if _, err = spoken(t, client, network, at(s.blocked)); err == nil {
+				t.Errorf("blocked %s: it is answered", network)
+			}
+		}
+		server := at(s.direct)
+		replies := packets(t, atBox, func(p lab.Packet) bool { return p.Src == server })
+		if p.oneArmed != (replies == 0) {
+			t.Errorf("%d replies of direct flows cross the box", replies)
+		}
+	}
+	if seen := s.blocked.Senders(); len(seen) > 0 {
+		t.Errorf("the blocked service was reached by %v", seen)
+	}
+}
+
+// spoken exchanges a few bytes, and returns the client's own address.
+func spoken(t *testing.T, client *lab.Host, network string, to netip.AddrPort) (own netip.AddrPort, err error) {
+	c, err := client.Dial(within(t, time.Second), network, to.String())
+	if err != nil {
+		return own, err
+	}
+	defer c.Close()
+	own = netip.MustParseAddrPort(c.LocalAddr().String())
+	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return own, err
+	}
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return own, err
+	}
+	_, err = io.ReadFull(c, make([]byte, 5))
+	if e := net.Error(nil); errors.As(err, &e) && e.Timeout() {
+		err = fmt.Errorf("no answer from %s", to)
+	}
+	return own, err
+}
+
+// last is whom a service saw last that it had not seen.
+func last(e *lab.Echo) netip.Addr {
+	seen := e.Senders()
+	return seen[len(seen)-1].Addr()
+}
+
+// TestPlacesRulesByInterface: of two LANs each has its rules, and what goes from one to the other is decided too.
+func TestPlacesRulesByInterface(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	secondArm(true)(t, w)
+	w.serve(t)
+	_, err := w.laptop().StartEcho(t.Context(), 7)
+	need(t, err)
+	_, err = w.laptop().StartEcho(t.Context(), 9)
+	need(t, err)
+	w.start(t, "interfaces: { lan: [eth0, eth1] }\nrules: [ { name: guests, inbound_interface: eth1, port: 9, outbound: block } ]\ndefault: direct\n")
+	guest, laptop := w.Host("guest"), w.laptop()
+	for _, c := range []struct {
+		from *lab.Host
+		to   netip.AddrPort
+		open bool
+	}{
+		{laptop, netip.AddrPortFrom(w.server().Addr4(), 9), true},
+		{guest, netip.AddrPortFrom(w.server().Addr4(), 9), false},
+		{guest, netip.AddrPortFrom(w.server().Addr6(), 9), false},
+		{guest, netip.AddrPortFrom(w.server().Addr4(), 7), true},
+		{guest, netip.AddrPortFrom(laptop.Addr4(), 7), true},
+		{guest, netip.AddrPortFrom(laptop.Addr4(), 9), false},
+		{guest, netip.AddrPortFrom(laptop.Addr6(), 9), false},
+	} {
+		if _, err := spoken(t, c.from, "tcp", c.to); (err == nil) != c.open {
+			t.Errorf("%s to %s: %v, open must be %v", c.from.Name(), c.to, err, c.open)
+		}
+	}
+}
+
+// TestPortIsEnslavedWhileItRuns: the policy follows to the bridge within the 3 s in which all is reconciled.
+func TestPortIsEnslavedWhileItRuns(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	s := w.serve(t)
+	w.startScenario(t, "[eth0]")
+	bridgeBox(t, w)
+	need(t, lab.Wait(within(t, 3*time.Second), "the policy to follow", func() error {
+		if status := w.cli(t, "status"); !strings.Contains(status, "br0 (eth0 is its port)") {
+			return errors.New(status)
+		}
+		return nil
+	}))
+	w.plays(t, place{client: lab.Laptop, lan: "[br0]", oneArmed: true}, s)
+}
