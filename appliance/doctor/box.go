@@ -38,7 +38,28 @@ func interfaces(_ context.Context, b *Box) ([]Finding, error) {
 		}
 		found = append(found, f)
 	}
-	return found, nil
+	return append(found, overlooked(b)...), nil
+}
+
+// overlooked are networks that auto leaves out: it takes the side of the default route only.
+func overlooked(b *Box) (found []Finding) {
+	if len(b.LAN) != 1 || b.LAN[0].Name != "auto" || b.LAN[0].Index == 0 {
+		return nil
+	}
+	for _, link := range b.Network.Links {
+		addresses := b.Network.AddressesOf(link.Index)
+		at := slices.IndexFunc(addresses, func(a netstate.Address) bool { return a.Prefix.Addr().IsPrivate() && !a.Prefix.IsSingleIP() })
+		if at < 0 || !link.Up || link.Index == b.LAN[0].Index {
+			continue
+		}
+		lan, _ := b.link(b.LAN[0])
+		found = append(found, Finding{
+			Severity: Note, Object: link.Name, Seen: fmt.Sprintf("it is up and has %s, and auto takes only %s, where the default route is", addresses[at].Prefix, lan.Name),
+			Why: "what comes by it is not decided: it goes as the kernel routes it, past every rule",
+			Fix: fmt.Sprintf("if clients are there, name it in the configuration: interfaces: {lan: [%s]}", link.Name),
+		})
+	}
+	return found
 }
 
 func names(b *Box) (list string) {

@@ -92,6 +92,13 @@ func TestDroppedConnectionsAreDiagnosed(t *testing.T) {
 			if len(found) != 1 || found[0].Check != "gateway" || !strings.Contains(found[0].Seen, "asymmetric") || status != 3 {
 				t.Errorf("the doctor finds %+v, status %d", found, status)
 			}
+			w.reload(t, symmetric)
+			need(t, lab.Wait(within(t, 10*time.Second), "the problem to be over", func() error {
+				if status := w.cli(t, "status"); strings.Contains(status, "Problems") {
+					return errors.New(status)
+				}
+				return nil
+			}))
 		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +150,14 @@ func neighboursMeet(address string) func(*testing.T, world) error {
 
 // boxAilments are of the box itself, apart from its parameters.
 var boxAilments = []ailment{
+	{
+		name: "clients at an interface that auto leaves out", gateway: true, prepare: startEcho, cause: secondArm(true),
+		finding: "interface eth1", works: guestIsProxied,
+		cure: func(t *testing.T, w world) {
+			run(t, w.sidegate(), "sed -i 's/lan: auto/lan: [eth0, eth1]/' "+w.gateway.Config)
+			w.cli(t, "reload")
+		},
+	},
 	{
 		name: "an IPv6 route that was advertised", prepare: advertisedUplink, cause: sets("net.ipv6.conf.up0.accept_ra", "1"),
 		finding: "kernel-parameter net.ipv6.conf.up0.accept_ra", works: pings((*lab.Host).Addr6), byHand: true,
@@ -388,4 +397,19 @@ func detachFirst(t *testing.T, w world) {
 	defer l.Close()
 	need(t, l.(interface{ Detach() error }).Detach())
 	need(t, l.Unpin())
+}
+
+// guestIsProxied works if the server does not see the guest itself.
+func guestIsProxied(t *testing.T, w world) error {
+	if !slices.ContainsFunc(w.Hosts(), func(h *lab.Host) bool { return h.Name() == "guest" }) {
+		return proxies(t, w)
+	}
+	seen := captureOn(t, w.server(), w.server().Interface().Name)
+	if _, err := spoken(t, w.Host("guest"), "tcp", netip.AddrPortFrom(w.server().Addr4(), 7)); err != nil {
+		return err
+	}
+	if n := packets(t, seen, lab.From(netip.MustParseAddr(behind4+"3"))); n > 0 {
+		return fmt.Errorf("%d packets of the guest came to the server", n)
+	}
+	return nil
 }

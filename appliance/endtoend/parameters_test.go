@@ -71,6 +71,48 @@ func TestApplySysctls(t *testing.T) {
 	check("after the stop", true)
 }
 
+// TestNoClientIsRedirected: with what distributions set, send_redirects under all, and set again, no client is told of the router.
+func TestNoClientIsRedirected(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	need(t, err)
+	redirects := func() uint64 {
+		n, err := w.sidegate().Counter("Icmp", "OutRedirects")
+		need(t, err)
+		return n
+	}
+	visit := func() { need(t, converse(within(t, 5*time.Second), w.laptop(), "tcp", echo.Addr4())) }
+	distribution := func() {
+		for _, of := range []string{"all", "eth0"} {
+			need(t, w.sidegate().SetSysctl("net.ipv4.conf."+of+".send_redirects", "1"))
+		}
+	}
+	distribution()
+	visit()
+	before := redirects()
+	if before == 0 {
+		t.Fatal("nothing is redirected without the gateway: this test proves nothing")
+	}
+	run(t, w.laptop(), "ip route flush cache")
+	w.start(t, everythingDirect, "--apply-sysctls")
+	for range 10 {
+		visit()
+	}
+	distribution()
+	need(t, lab.Wait(within(t, 10*time.Second), "it to be set again", func() error {
+		if value, err := w.sidegate().Sysctl("net.ipv4.conf.all.send_redirects"); err != nil || value != "0" {
+			return fmt.Errorf("it is %s, %v", value, err)
+		}
+		return nil
+	}))
+	for range 10 {
+		visit()
+	}
+	if n := redirects() - before; n != 0 {
+		t.Errorf("%d redirects were sent", n)
+	}
+}
+
 // TestSysctlsAreRestoredByASuccessor: who puts the originals back need not be who set the parameters, nor have been told to set any;
 // SIGUSR2 leaves them. What an interface that comes later needs is set and put back, too.
 func TestSysctlsAreRestoredByASuccessor(t *testing.T) {

@@ -14,25 +14,22 @@ import (
 // exemption decides whether direct flows are to be kept from the box's connection tracking: where its firewall drops them because the
 // box sees one half of them, and would not if they were not tracked.
 type exemption struct {
-	generation uint32 // of the rules that were read
-	rules      *firewall.Ruleset
+	generation uint32            // of the rules that were read
+	rules      *firewall.Ruleset // without the gateway's own; nil: none were read
 }
 
-// needed reads the rules when they have changed. Where they cannot be read nothing is exempted: doctor says why.
+// needed reads the rules when they have changed. Where they cannot be read those from before count: doctor says why.
 func (e *exemption) needed(ctx context.Context, way datapath.ReturnPath, lans []lan, s *netstate.Snapshot) bool {
 	if way != datapath.Asymmetric {
 		return false
 	}
-	generation, err := firewall.Generation()
-	if err != nil {
-		return false
-	}
-	if e.rules == nil || generation != e.generation {
-		rules, err := firewall.Read(ctx)
-		if err != nil {
-			return false
+	if generation, err := firewall.Generation(); err == nil && (e.rules == nil || generation != e.generation) {
+		if rules, err := firewall.Read(ctx); err == nil {
+			e.generation, e.rules = generation, rules.Without(datapath.OwnTable)
 		}
-		e.generation, e.rules = generation, rules.Without(datapath.OwnTable)
+	}
+	if e.rules == nil {
+		return false
 	}
 	for _, l := range lans {
 		link, ok := s.Link(l.index)

@@ -25,6 +25,7 @@ const (
 // path is what is known of how replies of direct flows may reach the client.
 type path struct {
 	memory memory
+	router netip.Addr // that the box is behind; for whoever puts the policy in force
 
 	mu    sync.Mutex
 	found *finding // behind the present router; nil: nothing speaks against asymmetric
@@ -71,20 +72,15 @@ func defaultRouter(s *netstate.Snapshot) netip.Addr {
 	return netip.Addr{}
 }
 
-// recallPath takes up what was found out before, behind this router.
+// recallPath takes up what was found out before, when the box comes to be behind a router. Another router is another network.
 func (g *gateway) recallPath(s *netstate.Snapshot) {
 	router := defaultRouter(s)
-	if !router.IsValid() { // for a moment, perhaps
+	if !router.IsValid() || router == g.path.router || router.Is6() && g.path.router.Is4() { // an IPv4 route that is away for a moment
 		return
 	}
-	if f := g.path.known(); f != nil && f.Router == router {
-		return
-	}
+	g.path.router = router
 	f, err := g.path.memory.recall(router)
 	g.report("memory", err)
-	if (f == nil) != (g.path.known() == nil) && g.current().plan != nil {
-		g.log.Info("another router", "address", router)
-	}
 	g.path.set(f)
 }
 
@@ -111,7 +107,7 @@ func (g *gateway) watchPath(ctx context.Context) error {
 			if to, ok := g.prove(ctx, evidence); ok {
 				g.foundDropping(evidence, to)
 			}
-		case !ok && carried(halves):
+		case !ok && carried(halves), g.current().desired.ReturnPath == datapath.Symmetric:
 			g.report("return path", nil)
 		}
 	}
