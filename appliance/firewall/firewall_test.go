@@ -424,3 +424,54 @@ func TestPermit(t *testing.T) {
 		t.Errorf("it was\n%s\nand is\n%s", before, after)
 	}
 }
+
+// TestConditions: each kind of condition at its edges.
+func TestConditions(t *testing.T) {
+	w := newWorld(t)
+	eth0 := Interface{"eth0", w.Host(lab.Sidegate).Interface().Index}
+	p := Packet{
+		Source: netip.MustParseAddrPort("192.168.0.3:40000"), Destination: w.direct, Protocol: unix.IPPROTO_TCP, In: eth0, Out: eth0, State: New,
+	}
+	established := p
+	established.State = Established
+	const forward = "nft:table inet mine {\nchain forward { type filter hook forward priority filter; %s drop\n}\n}"
+	const masquerade = "nft:table inet mine {\nchain out { type nat hook postrouting priority srcnat; masquerade\n}\n}"
+	for _, c := range []struct {
+		load   string
+		packet Packet
+		want   Verdict
+	}{
+		{fmt.Sprintf(forward, "tcp dport { 7, 8 }"), p, Dropped},
+		{fmt.Sprintf(forward, "tcp dport { 8, 9 }"), p, Accepted},
+		{fmt.Sprintf(forward, "tcp dport != { 7, 8 }"), p, Accepted},
+		{fmt.Sprintf(forward, "tcp dport != { 8, 9 }"), p, Dropped},
+		{fmt.Sprintf(forward, "tcp dport 7-9"), p, Dropped},
+		{fmt.Sprintf(forward, "tcp dport 1-7"), p, Dropped},
+		{fmt.Sprintf(forward, "tcp dport 8-9"), p, Accepted},
+		{fmt.Sprintf(forward, "tcp dport != 1-7"), p, Accepted},
+		{fmt.Sprintf(forward, "tcp dport > 7"), p, Accepted},
+		{fmt.Sprintf(forward, "tcp dport < 8"), p, Dropped},
+		{fmt.Sprintf(forward, "ip saddr { 192.168.0.0/30, 10.0.0.0/8 }"), p, Dropped},
+		{fmt.Sprintf(forward, "ip saddr { 192.168.0.0/31, 10.0.0.0/8 }"), p, Accepted},
+		{fmt.Sprintf(forward, "ip saddr 192.168.0.0/30"), p, Dropped},
+		{fmt.Sprintf(forward, "ip saddr 192.168.0.4/30"), p, Accepted},
+		{fmt.Sprintf(forward, "ip6 saddr ::/0"), p, Accepted},
+		{fmt.Sprintf(forward, "meta l4proto udp"), p, Accepted},
+		{fmt.Sprintf(forward, "iifname \"eth0\" oifname != \"eth0\""), p, Accepted},
+		{fmt.Sprintf(forward, "iif \"lo\""), p, Accepted},
+		{"nft:table inet mine {\nchain later { type filter hook forward priority 10; meta mark 5 drop\n}\nchain sooner { type filter hook forward priority 0; meta mark set 5\n}\n}", p, Dropped},
+		{"nft:table inet mine {\nchain sooner { type filter hook forward priority 0; meta mark 5 drop\n}\nchain later { type filter hook forward priority 10; meta mark set 5\n}\n}", p, Accepted},
+		{"sh:iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", established, Dropped},
+		{"sh:iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", p, Accepted},
+		{"sh:iptables -A FORWARD -m conntrack ! --ctstate ESTABLISHED -j DROP", p, Dropped},
+		{"sh:iptables -A FORWARD -m mark ! --mark 5 -j DROP", p, Dropped},
+		{masquerade, p, Translated},
+		{masquerade, established, Accepted}, // what the first packet was given
+	} {
+		w.load(t, c.load)
+		if j := w.read(t).Forwarded(c.packet); j.Verdict != c.want || !j.Certain {
+			t.Errorf("%q: %+v, want %v", c.load, j, c.want)
+		}
+		w.sh(t, "nft delete table inet mine 2>/dev/null || true; iptables -F FORWARD")
+	}
+}
