@@ -35,4 +35,8 @@ const volatile __u8 uses_name = 1;
 /* dscp | network << 6 | ipv6 << 8 → class */
 const volatile __u16 header_class[512] = {};
 
+/* Of the program inject alone: the interface that packets come in by, and their mark. */
+const volatile __u32 inject_to = 0;
+const volatile __u32 inject_mark = 0;
+
 #endif

@@ -18,6 +18,8 @@ static __always_inline int gate(struct __sk_buff *skb, __u32 link_length)
 	struct packet p = {};
 	int result;
 
+	if (skb->mark == MARK_OWN) /* a probe: what arrives has no mark, unless root injected it */
+		return pass();
 	result = parse(skb, &p, link_length);
 	if (p.on_link) /* but a resolver may be told by such an address (RFC 8106) */
 		return result == PARSED_FLOW && !p.fragment && is_question(&p.key) ?
@@ -51,6 +53,14 @@ SEC("tcx/ingress")
 int lan_ip(struct __sk_buff *skb)
 {
 	return gate(skb, 0);
+}
+
+/* Packets of an interface that only the probe has come in by the LAN interface, with the probe's mark. */
+SEC("tcx/ingress")
+int inject(struct __sk_buff *skb)
+{
+	skb->mark = inject_mark;
+	return bpf_redirect(inject_to, BPF_F_INGRESS);
 }
 
 /*

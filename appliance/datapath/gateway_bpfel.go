@@ -319,6 +319,7 @@ const (
 	gatewayMapSourceBits          = "source_bits"
 	gatewayMapSourcePortBits      = "source_port_bits"
 	gatewayMapSourcePorts         = "source_ports"
+	gatewayProgInject             = "inject"
 	gatewayProgLanEthernet        = "lan_ethernet"
 	gatewayProgLanIp              = "lan_ip"
 	gatewayProgNoRedirects        = "no_redirects"
@@ -332,6 +333,8 @@ const (
 	gatewayVarDirectMark          = "direct_mark"
 	gatewayVarGeneration          = "generation"
 	gatewayVarHeaderClass         = "header_class"
+	gatewayVarInjectMark          = "inject_mark"
+	gatewayVarInjectTo            = "inject_to"
 	gatewayVarInterceptDns        = "intercept_dns"
 	gatewayVarOnFailure           = "on_failure"
 	gatewayVarRuleWords           = "rule_words"
@@ -387,6 +390,7 @@ type gatewaySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gatewayProgramSpecs struct {
+	Inject      *ebpf.ProgramSpec `ebpf:"inject"`
 	LanEthernet *ebpf.ProgramSpec `ebpf:"lan_ethernet"`
 	LanIp       *ebpf.ProgramSpec `ebpf:"lan_ip"`
 	NoRedirects *ebpf.ProgramSpec `ebpf:"no_redirects"`
@@ -447,6 +451,8 @@ type gatewayVariableSpecs struct {
 	DirectMark          *ebpf.VariableSpec `ebpf:"direct_mark"`
 	Generation          *ebpf.VariableSpec `ebpf:"generation"`
 	HeaderClass         *ebpf.VariableSpec `ebpf:"header_class"`
+	InjectMark          *ebpf.VariableSpec `ebpf:"inject_mark"`
+	InjectTo            *ebpf.VariableSpec `ebpf:"inject_to"`
 	InterceptDns        *ebpf.VariableSpec `ebpf:"intercept_dns"`
 	OnFailure           *ebpf.VariableSpec `ebpf:"on_failure"`
 	RuleWords           *ebpf.VariableSpec `ebpf:"rule_words"`
@@ -568,6 +574,8 @@ type gatewayVariables struct {
 	DirectMark          *ebpf.Variable `ebpf:"direct_mark"`
 	Generation          *ebpf.Variable `ebpf:"generation"`
 	HeaderClass         *ebpf.Variable `ebpf:"header_class"`
+	InjectMark          *ebpf.Variable `ebpf:"inject_mark"`
+	InjectTo            *ebpf.Variable `ebpf:"inject_to"`
 	InterceptDns        *ebpf.Variable `ebpf:"intercept_dns"`
 	OnFailure           *ebpf.Variable `ebpf:"on_failure"`
 	RuleWords           *ebpf.Variable `ebpf:"rule_words"`
@@ -585,6 +593,7 @@ type gatewayVariables struct {
 //
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatewayPrograms struct {
+	Inject      *ebpf.Program `ebpf:"inject"`
 	LanEthernet *ebpf.Program `ebpf:"lan_ethernet"`
 	LanIp       *ebpf.Program `ebpf:"lan_ip"`
 	NoRedirects *ebpf.Program `ebpf:"no_redirects"`
@@ -595,6 +604,7 @@ type gatewayPrograms struct {
 
 func (p *gatewayPrograms) Close() error {
 	return _GatewayClose(
+		p.Inject,
 		p.LanEthernet,
 		p.LanIp,
 		p.NoRedirects,

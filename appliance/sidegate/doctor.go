@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"sidegate/appliance/admin"
 	"sidegate/appliance/doctor"
+	"sidegate/appliance/doctor/probe"
 	"sidegate/appliance/gateway"
 )
 
@@ -19,6 +23,10 @@ type doctorCmd struct {
 	JSON   bool   `help:"Print JSON."`
 	Fix    bool   `help:"Offer what can be repaired, one by one, and look again."`
 	Yes    bool   `help:"With --fix: repair without asking."`
+
+	Probe  bool           `help:"Send connections of an invented client through the box, and tell where they are lost."`
+	Target netip.AddrPort `placeholder:"ADDRESS:PORT" help:"With --probe: the server to connect to (default: a well-known one)."`
+	As     netip.Addr     `placeholder:"ADDRESS" help:"With --probe: the client's address (default: a free one of the LAN)."`
 	socketFlag
 }
 
@@ -26,6 +34,10 @@ type doctorCmd struct {
 func (doctorCmd) Help() string {
 	return `It sends some packets to the LAN (ARP, neighbour and router solicitations, a DHCP discover, pings to the router)
 and takes two seconds at most. Nothing is changed without --fix; what that changes lasts until the next boot.
+
+--probe invents a client of the LAN, with an address that nobody answers for and a MAC address of its own. Its connections
+enter the box as anybody's: first past the gateway's programs, as if it was not there, then through them. It takes some
+seconds, sends nothing but a few packets to the target, and leaves nothing.
 
 Exit status: 0 if there is no finding, or notes only; 2 with warnings; 3 with failures; 1 if it could not examine.`
 }
@@ -37,6 +49,7 @@ var exitStatus = map[doctor.Severity]exit{"": 0, doctor.Note: 0, doctor.Warning:
 type examined struct {
 	Findings []doctor.Finding `json:"findings"`
 	Repaired []doctor.Finding `json:"repaired,omitempty"`
+	Probe    []probe.Result   `json:"probe,omitempty"`
 	Checks   int              `json:"checks"`
 	Seconds  float64          `json:"seconds"` // of the last look
 }
@@ -47,6 +60,8 @@ func (c *doctorCmd) Run(ctx context.Context, e *env) error {
 		return errors.New("--yes says what to do with --fix, which is not given")
 	case c.Fix && !c.Yes && (c.JSON || !isTerminal(e.stdin)):
 		return errors.New("--fix asks before it changes anything, and there is nobody to ask: add --yes")
+	case !c.Probe && (c.Target.IsValid() || c.As.IsValid()):
+		return errors.New("--target and --as say what to do with --probe, which is not given")
 	case os.Geteuid() != 0:
 		return errors.New("examining the box takes packets of its own: become root (sudo)")
 	}
@@ -75,6 +90,11 @@ func (c *doctorCmd) Run(ctx context.Context, e *env) error {
 	} else if !c.JSON {
 		result.print(e)
 	}
+	if c.Probe {
+		if err := c.probe(ctx, e, &result); err != nil {
+			return err
+		}
+	}
 	if c.JSON {
 		if err := e.json(result); err != nil {
 			return err
@@ -86,21 +106,27 @@ func (c *doctorCmd) Run(ctx context.Context, e *env) error {
 	return nil
 }
 
-// look examines the box for the configuration that was named, else that of the running gateway.
-func (c *doctorCmd) look(ctx context.Context, e *env) (examined, error) {
+// plan is the configuration that was named, else that of the running gateway, whose status is nil if none runs.
+func (c *doctorCmd) plan(ctx context.Context, e *env) (*gateway.Plan, *admin.Status, error) {
 	var running *admin.Status
 	status, err := c.client(e).Status(ctx)
 	switch {
 	case err == nil:
 		running = &status
 	case !errors.Is(err, admin.ErrNotRunning):
-		return examined{}, err
+		return nil, nil, err
 	}
 	file := c.Config
 	if file == "" && running != nil {
 		file = running.Config.File
 	}
 	plan, err := gateway.Load(file)
+	return plan, running, err
+}
+
+// look examines the box.
+func (c *doctorCmd) look(ctx context.Context, e *env) (examined, error) {
+	plan, running, err := c.plan(ctx, e)
 	if err != nil {
 		return examined{}, err
 	}
@@ -113,6 +139,29 @@ func (c *doctorCmd) look(ctx context.Context, e *env) (examined, error) {
 		Findings: append([]doctor.Finding{}, findings...), // in JSON, none are a list too
 		Checks:   len(doctor.Checks()), Seconds: time.Since(start).Seconds(),
 	}, nil
+}
+
+// probe sends packets through the box. A signal ends it, and it leaves nothing behind.
+func (c *doctorCmd) probe(ctx context.Context, e *env, result *examined) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	plan, running, err := c.plan(ctx, e)
+	if err != nil {
+		return err
+	}
+	options := gateway.ProbeOptions{As: c.As, Target: c.Target}
+	if running != nil {
+		options.Running = c.client(e)
+	}
+	results, findings, err := gateway.Probe(ctx, plan, options)
+	result.Probe, result.Findings = results, append(result.Findings, findings...)
+	if !c.JSON {
+		printProbe(e, results)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("probing: %w", context.Cause(ctx))
+	}
+	return err
 }
 
 // repair applies what has a repair, and returns what it applied.
@@ -156,5 +205,27 @@ func (r *examined) print(e *env) {
 		}
 		fmt.Fprintf(e.stdout, "%s%s%s %s: %s\n", colour, f.Severity, end, f.Check, f.Object)
 		fmt.Fprintf(e.stdout, "  seen  %s\n  why   %s\n  fix   %s\n", f.Seen, f.Why, f.Fix)
+	}
+}
+
+// printProbe shows how far each connection came.
+func printProbe(e *env, results []probe.Result) {
+	for _, r := range results {
+		fmt.Fprintf(e.stdout, "\nprobe %s %s", r.Interface, r.Family)
+		if r.Client.IsValid() {
+			fmt.Fprintf(e.stdout, " as %s (%s)", r.Client, r.MAC)
+		}
+		fmt.Fprintln(e.stdout)
+		for _, s := range r.Steps {
+			if s.OK {
+				fmt.Fprintf(e.stdout, "  ok    %s\n", s.What)
+			} else {
+				fmt.Fprintf(e.stdout, "  FAIL  %s: %s\n", s.What, s.Seen)
+			}
+		}
+		fmt.Fprintf(e.stdout, "%s\n", r.Conclusion)
+		if r.Fix != "" {
+			fmt.Fprintf(e.stdout, "  fix   %s\n", r.Fix)
+		}
 	}
 }
