@@ -96,7 +96,7 @@ func (w world) traces(t *testing.T, mac ...string) string {
 	neighbours, err := w.sidegate().Exec(t.Context(), "ip", "neigh")
 	need(t, err)
 	for line := range strings.Lines(neighbours) {
-		if len(mac) > 0 && strings.Contains(line, mac[0]) {
+		if len(mac) > 0 && mac[0] != "" && strings.Contains(line, mac[0]) {
 			all.WriteString(line)
 		}
 	}
