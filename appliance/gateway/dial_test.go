@@ -3,12 +3,14 @@ package gateway_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -77,9 +79,11 @@ func (s *secretary) told(t *testing.T, w *world, to netip.AddrPort, name string)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	c, err := w.laptop().Dial(ctx, "tcp", to.String())
-	need(t, err)
-	defer c.Close()
-	if name != "" {
+	if !errors.Is(err, syscall.ECONNRESET) { // the upstream refuses, perhaps before Dial sees that the connection was open
+		need(t, err)
+		defer c.Close()
+	}
+	if name != "" && err == nil {
 		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", name)
 	}
 	select {
