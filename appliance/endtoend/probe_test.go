@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -22,9 +23,9 @@ import (
 
 // probed is what doctor --probe says of one family.
 type probed struct {
-	Family, Client, MAC, Lost, Conclusion, Fix string
-	Carried, Translated                        bool
-	Steps                                      []struct {
+	Family, Interface, Client, MAC, Lost, Conclusion, Fix string
+	Carried, Translated                                   bool
+	Steps                                                 []struct {
 		Step, Seen string
 		OK         bool
 	}
@@ -54,6 +55,16 @@ func (w world) probeCommand(t *testing.T, args ...string) (*lab.Command, *bytes.
 // probe runs doctor --probe on the box, which must leave nothing behind, and returns the one result and the severity of its finding.
 func (w world) probe(t *testing.T, target netip.AddrPort, args ...string) (probed, string) {
 	t.Helper()
+	all, severity := w.probeAll(t, target, args...)
+	if len(all) != 1 {
+		t.Fatalf("%d results: %v", len(all), all)
+	}
+	return all[0], severity
+}
+
+// probeAll has one result for each LAN interface, and the severity of the last finding.
+func (w world) probeAll(t *testing.T, target netip.AddrPort, args ...string) ([]probed, string) {
+	t.Helper()
 	before := w.traces(t)
 	command, out := w.probeCommand(t, append([]string{"--json", "--target", target.String()}, args...)...)
 	err := command.Run()
@@ -64,12 +75,13 @@ func (w world) probe(t *testing.T, target netip.AddrPort, args ...string) (probe
 		Probe    []probed
 		Findings []finding
 	}
-	if err := json.Unmarshal(out.Bytes(), &result); err != nil || len(result.Probe) != 1 {
+	if err := json.Unmarshal(out.Bytes(), &result); err != nil || len(result.Probe) == 0 {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	p := result.Probe[0]
-	if after := w.traces(t, p.MAC); after != before {
-		t.Errorf("the probe leaves something behind: before\n%s\nafter\n%s", before, after)
+	for _, p := range result.Probe {
+		if after := w.traces(t, p.MAC); after != before {
+			t.Errorf("the probe leaves something behind: before\n%s\nafter\n%s", before, after)
+		}
 	}
 	severity := ""
 	for _, f := range result.Findings {
@@ -77,11 +89,11 @@ func (w world) probe(t *testing.T, target netip.AddrPort, args ...string) (probe
 			severity = f.Severity
 		}
 	}
-	return p, severity
+	return result.Probe, severity
 }
 
 // counters and ages are not what a trace is.
-var changing = regexp.MustCompile(`expires \w+|valid_lft \w+|preferred_lft \w+`)
+var changing = regexp.MustCompile(`expires \w+|valid_lft \w+|preferred_lft \w+|_timer +[\d.]+`)
 
 // traces are what a probe could leave on the box, or at its neighbours: links with their promiscuity, addresses, routes, rules, and
 // the program by which it injects. What was forwarded is a neighbour for good; only one of the MAC address must not be.
@@ -197,6 +209,48 @@ func TestProbe(t *testing.T) {
 				t.Logf("%v: %s %s", time.Since(start).Round(time.Millisecond), severity, p)
 				if p.Lost != c.lost || severity != c.severity || !strings.Contains(p.Conclusion, c.says) {
 					t.Errorf("lost %q (%s): %q; want %q (%s): %q", p.Lost, severity, p.Conclusion, c.lost, c.severity, c.says)
+				}
+			}
+		})
+	}
+}
+
+// TestProbeWhereverItStands: every place of a box has its own way of carrying connections, and each is found to work.
+func TestProbeWhereverItStands(t *testing.T) {
+	for _, where := range places {
+		t.Run(where.name, func(t *testing.T) {
+			w := newWorld(t, lab.Options{})
+			_, err := w.server().StartEcho(t.Context(), 7)
+			need(t, err)
+			if where.build != nil {
+				where.build(t, w)
+			}
+			config := filepath.Join(t.TempDir(), "sidegate.yaml")
+			need(t, os.WriteFile(config, []byte("interfaces: { lan: "+where.lan+" }\ndefault: direct\n"), 0o644))
+			for _, target := range []netip.Addr{w.server().Addr4(), w.server().Addr6()} {
+				to := netip.AddrPortFrom(target, 7)
+				if strings.Contains(where.lan, "tun") {
+					command, out := w.probeCommand(t, "--target", to.String(), "-c", config)
+					if err := command.Run(); err == nil || !strings.Contains(err.Error(), "no LAN interface with Ethernet") {
+						t.Errorf("%v\n%s", err, out)
+					}
+					continue
+				}
+				results, severity := w.probeAll(t, to, "-c", config)
+				if severity != "" {
+					t.Errorf("there is a finding: %s", severity)
+				}
+				for _, p := range results {
+					want := map[bool]string{true: "replies go past the box", false: "come back through the box"}[p.Interface == "eth0" || p.Interface == "br0"]
+					if where.nat {
+						want = "the box translates it to " + map[bool]string{false: w.sidegate().Addr4().String(), true: w.sidegate().Addr6().String()}[target.Is6()]
+					}
+					if p.Lost != "" || !strings.Contains(p.Conclusion, want) {
+						t.Errorf("want %q: %s", want, p)
+					}
+				}
+				if n := 1 + strings.Count(where.lan, ","); len(results) != n {
+					t.Errorf("%d results for %d interfaces: %v", len(results), n, results)
 				}
 			}
 		})
