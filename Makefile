@@ -32,7 +32,7 @@ demo: need-root need-go ## show what sidegate does, in network namespaces of its
 test: need-go ## run every test that this machine can run, and list what was skipped (best as root)
 	@scripts/install-deps.sh --if-root test
 	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
-	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=15m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
+	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=30m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
 
 bench: need-root need-go ## measure forwarding, proxying and DNS against what is simpler (root)
 	@scripts/install-deps.sh bench

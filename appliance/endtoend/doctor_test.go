@@ -44,6 +44,7 @@ type finding struct {
 func TestDoctor(t *testing.T) {
 	for _, a := range slices.Concat(parameterAilments, boxAilments, firewallAilments, lanAilments) {
 		t.Run(a.name, func(t *testing.T) {
+			t.Parallel() // it waits more than it works
 			w := newWorld(t, lab.Options{})
 			config := a.config(t)
 			if a.prepare != nil {

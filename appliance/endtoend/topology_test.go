@@ -178,6 +178,7 @@ default: direct
 func TestPlaces(t *testing.T) {
 	for _, p := range places {
 		t.Run(p.name, func(t *testing.T) {
+			t.Parallel() // it waits for what is blocked
 			w := newWorld(t, lab.Options{})
 			if p.build != nil {
 				p.build(t, w)
