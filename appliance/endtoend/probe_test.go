@@ -179,18 +179,24 @@ func TestProbe(t *testing.T) {
 			nft(t, w.sidegate(), "table inet strict {\n\tchain forward {\n\t\ttype filter hook forward priority 0;\n\t\ttcp dport 7 drop\n\t}\n}\n")
 		}, lost: "box", severity: "failure", says: "inet strict forward: "},
 		{name: "the box drops half-seen connections", breaks: halfSeen, lost: "box-state", severity: "failure", says: "ct state invalid"},
-		{name: "the box drops half-seen connections, and the gateway exempts its own", gateway: direct, breaks: halfSeen,
-			lost: "box-state", severity: "warning", says: "ct state invalid"},
+		{
+			name: "the box drops half-seen connections, and the gateway exempts its own", gateway: direct, breaks: halfSeen,
+			lost: "box-state", severity: "warning", says: "ct state invalid",
+		},
 		{name: "the router ties addresses to MAC addresses", breaks: tied, as: true, lost: "router", severity: "failure", says: "ties addresses"},
-		{name: "the router ties addresses, and the gateway translates", gateway: direct + "return_path: symmetric\n", breaks: tied, as: true,
-			lost: "router", severity: "note", says: "ties addresses"},
+		{
+			name: "the router ties addresses, and the gateway translates", gateway: direct + "return_path: symmetric\n", breaks: tied, as: true,
+			lost: "router", severity: "note", says: "ties addresses",
+		},
 		{name: "the router knows its hosts", breaks: func(t *testing.T, w world, _ bool) {
 			nft(t, w.router(), fmt.Sprintf("table netdev known {\n\tchain c {\n\t\ttype filter hook ingress device lan priority 0;\n\t\tip saddr 192.168.0.0/24 ip saddr != %s drop\n\t\tip6 saddr fd00:c0a8::/64 ip6 saddr != { %s, %s } meta l4proto tcp drop\n\t}\n}\n",
 				w.sidegate().Addr4(), w.sidegate().Addr6(), "fd00:c0a8::1"))
 		}, lost: "stranger", severity: "warning", says: "no client of the address"},
 		{name: "a firewall before the router sees one half", breaks: firewalled, lost: "path", severity: "failure", says: "stateful firewall between"},
-		{name: "a firewall before the router sees one half, and the gateway blocks", gateway: blocked, breaks: firewalled,
-			lost: "path", severity: "failure", says: "stateful firewall between"},
+		{
+			name: "a firewall before the router sees one half, and the gateway blocks", gateway: blocked, breaks: firewalled,
+			lost: "path", severity: "failure", says: "stateful firewall between",
+		},
 		{name: "the box translates", breaks: func(t *testing.T, w world, _ bool) {
 			nft(t, w.sidegate(), "table inet masq {\n\tchain post {\n\t\ttype nat hook postrouting priority srcnat;\n\t\tmasquerade\n\t}\n}\n")
 		}, says: "the box translates it to"},
