@@ -13,9 +13,9 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// restless visits servers again and again, as the clients of a household do, until the test ends. It is told by how many visits came
-// to something.
-func (w world) restless(t *testing.T, to ...netip.AddrPort) (succeeded func() int) {
+// restless visits servers again and again, as the clients of a household do, until the test ends. It tells how many visits came to
+// something.
+func restless(t *testing.T, visit func(context.Context, netip.AddrPort) error, to ...netip.AddrPort) (succeeded func() int) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	var visiting sync.WaitGroup
@@ -24,7 +24,7 @@ func (w world) restless(t *testing.T, to ...netip.AddrPort) (succeeded func() in
 	for _, address := range to {
 		visiting.Go(func() {
 			for ctx.Err() == nil {
-				err := w.visit(ctx, address)
+				err := visit(ctx, address)
 				mu.Lock()
 				if err == nil {
 					n++
@@ -80,7 +80,7 @@ func TestDroppedConnectionsAreDiagnosed(t *testing.T) {
 			to := w.manyServers(t)
 			w.start(t, everythingDirect)
 			need(t, hinder(t.Context(), w))
-			w.restless(t, to...)
+			restless(t, w.visit, to...)
 			need(t, lab.Wait(within(t, 30*time.Second), "the diagnosis", func() error {
 				status := w.cli(t, "status")
 				if !strings.Contains(status, "the network drops asymmetric connections") || !strings.Contains(status, "return_path: symmetric") {
@@ -110,11 +110,11 @@ func TestHealthyNetworkIsNotSuspected(t *testing.T) {
 	dead := netip.MustParseAddrPort("203.0.113.77:7")
 	run(t, w.router(), "ip route add blackhole "+dead.Addr().String())
 	w.start(t, "interfaces: { lan: auto }\nreturn_path: auto\ndefault: direct\n")
-	w.restless(t, dead)
+	restless(t, w.visit, dead)
 	if err := w.visit(within(t, 15*time.Second), dead); err == nil {
 		t.Fatal("the dead server answers")
 	}
-	succeeded := w.restless(t, to...)
+	succeeded := restless(t, w.visit, to...)
 	need(t, lab.Wait(within(t, 30*time.Second), "visits", func() error {
 		if n := succeeded(); n < 100 {
 			return fmt.Errorf("%d visits", n)
@@ -142,7 +142,7 @@ func TestAuto(t *testing.T) {
 			}
 			need(t, hinder(t.Context(), w))
 			before := time.Now()
-			w.restless(t, to...)
+			restless(t, w.visit, to...)
 			symmetric := func() error {
 				if status := w.cli(t, "status"); !strings.Contains(status, "auto: symmetric") {
 					return errors.New(status)

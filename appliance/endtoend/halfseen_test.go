@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -65,40 +64,6 @@ func nft(t *testing.T, h *lab.Host, rules string) {
 	need(t, c.Run())
 }
 
-// talk has the laptop exchange data with every server, again and again until the test ends, and counts how often it
-// succeeded.
-func (w *watched) talk(t *testing.T, to ...netip.AddrPort) (succeeded func() int) {
-	t.Helper()
-	ctx, stop := context.WithCancel(t.Context())
-	var talking sync.WaitGroup
-	var mu sync.Mutex
-	n := 0
-	for _, address := range to {
-		talking.Go(func() {
-			for ctx.Err() == nil {
-				err := w.visit(ctx, address)
-				if mu.Lock(); err == nil {
-					n++
-				}
-				mu.Unlock()
-				select {
-				case <-ctx.Done():
-				case <-time.After(100 * time.Millisecond):
-				}
-			}
-		})
-	}
-	t.Cleanup(func() {
-		stop()
-		talking.Wait()
-	})
-	return func() int {
-		mu.Lock()
-		defer mu.Unlock()
-		return n
-	}
-}
-
 // visit sends a few bytes, wants them back, and waits for the server to close.
 func (w *watched) visit(ctx context.Context, to netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -151,7 +116,7 @@ func TestHalfSeenConnectionsAreEvidence(t *testing.T) {
 			}
 			need(t, hinder(t.Context(), w.world))
 			before := time.Now()
-			succeeded := w.talk(t, w.everywhere()...)
+			succeeded := restless(t, w.visit, w.everywhere()...)
 			var first time.Duration
 			need(t, lab.Wait(within(t, 30*time.Second), "convincing evidence", func() error {
 				_, e := w.evidence(t)
@@ -209,7 +174,7 @@ func TestHealthyConnections(t *testing.T) {
 			if test.more != nil {
 				to = append(to, test.more(w))
 			}
-			succeeded := w.talk(t, to...)
+			succeeded := restless(t, w.visit, to...)
 			err := lab.Wait(within(t, 30*time.Second), "connections", func() error {
 				halves, e := w.evidence(t)
 				if e.Convincing() {
@@ -239,7 +204,7 @@ func TestDeadServerAlone(t *testing.T) {
 	_, err := w.router().Exec(t.Context(), "ip", "route", "add", "blackhole", "203.0.113.77")
 	need(t, err)
 	dead := netip.MustParseAddrPort("203.0.113.77:7")
-	w.talk(t, dead)
+	restless(t, w.visit, dead)
 	need(t, lab.Wait(within(t, 30*time.Second), "evidence", func() error {
 		if _, e := w.evidence(t); e.Pattern != datapath.Unanswered || len(e.Failing) != 1 || e.Failing[0] != dead || e.Convincing() {
 			return fmt.Errorf("evidence: %+v", e)
