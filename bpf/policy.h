@@ -64,12 +64,18 @@ static __always_inline __u32 source_class(const struct address *a)
 static __always_inline __u32 port_class(void *map, __u8 network, __be16 port)
 {
 	struct port_classes *ports;
-	__u32 zero = 0;
+	__u32 zero = 0, index;
 
 	if (!network)
 		return CLASS_UNKNOWN;
 	ports = bpf_map_lookup_elem(map, &zero);
-	return ports ? ports->class[bpf_ntohs(port)] : CLASS_UNKNOWN;
+	/*
+	 * clang would swap and scale by one shift of 64 bits, and older verifiers (6.12) not see that
+	 * the offset is even: the last entry would be beyond their bounds.
+	 */
+	index = bpf_ntohs(port);
+	barrier_var(index);
+	return ports ? ports->class[index & 0xffff] : CLASS_UNKNOWN;
 }
 
 static __always_inline __u32 destination_port_class(const struct facts *f)
