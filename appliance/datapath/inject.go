@@ -35,6 +35,9 @@ type Injector struct {
 func OpenInjector(ctx context.Context, index int, mark uint32) (_ *Injector, err error) {
 	i := &Injector{}
 	defer func() {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w; it takes root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF", err)
+		}
 		if err != nil {
 			err = errors.Join(fmt.Errorf("opening a way into the LAN interface: %w", err), i.Close())
 		}

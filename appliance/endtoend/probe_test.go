@@ -307,6 +307,27 @@ func TestProbeThatIsInterrupted(t *testing.T) {
 	}
 }
 
+// TestProbeFindsATarget: where no well-known server answers, one line asks for another; where one does, it is taken.
+func TestProbeFindsATarget(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	command, out := w.probeCommand(t)
+	if err := command.Run(); err == nil {
+		t.Error("there is no internet, and all is well")
+	}
+	if n := strings.Count(out.String(), "--target ADDRESS:PORT of a server that can be reached from here"); n != 2 {
+		t.Errorf("of two families, %d ask for a target:\n%s", n, out)
+	}
+	run(t, w.router(), "ip route add 9.9.9.9 via "+w.server().Addr4().String())
+	run(t, w.server(), "ip address add 9.9.9.9 dev lo")
+	_, err := w.server().StartEcho(t.Context(), 443)
+	need(t, err)
+	command, out = w.probeCommand(t)
+	command.Run() // IPv6 has no target still
+	if !strings.Contains(out.String(), "ok    9.9.9.9:443 receives them\nplain forwarding works") {
+		t.Error(out)
+	}
+}
+
 // TestProbeAsSomebody: a client must not take an address that a host has.
 func TestProbeAsSomebody(t *testing.T) {
 	w := newWorld(t, lab.Options{})
