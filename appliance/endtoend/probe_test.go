@@ -172,6 +172,13 @@ func TestProbe(t *testing.T) {
 		{name: "healthy", says: "replies go past the box"},
 		{name: "healthy, with everything blocked", gateway: blocked, says: "replies go past the box"},
 		{name: "healthy, with everything direct", gateway: direct, says: "replies go past the box"},
+		{
+			name: "healthy, with everything proxied", gateway: "interfaces: { lan: auto }\noutbounds: { hk: { url: \"socks5://203.0.113.20:1080\" } }\ndefault: hk\n",
+			says: "replies go past the box",
+		},
+		{name: "the LAN carries no second MAC address", breaks: func(t *testing.T, w world, _ bool) {
+			nft(t, w.Host("switch"), fmt.Sprintf("table netdev guard {\n\tchain c {\n\t\ttype filter hook ingress device sidegate priority 0;\n\t\tether saddr != %s drop\n\t}\n}\n", w.sidegate().MAC()))
+		}, lost: "unknown", severity: "warning", says: "does not carry a client of another MAC address"},
 		{name: "the box does not forward", breaks: func(t *testing.T, w world, ipv6 bool) {
 			need(t, w.sidegate().SetSysctl(forwarding[ipv6], "0"))
 		}, lost: "box", severity: "failure", says: "is 0"},
