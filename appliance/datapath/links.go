@@ -29,7 +29,9 @@ const (
 	redirectsLink = "no-redirects"
 )
 
-func lanLink(name string) string { return "lan-" + strings.ReplaceAll(name, "/", "_") }
+// LANLink is the name of the link on an interface, and of its pin. The BPF file system refuses dots, which VLANs have in their
+// names; no interface has a colon.
+func LANLink(device string) string { return "lan-" + strings.ReplaceAll(device, ".", ":") }
 
 func newLinks(stateDir string) *links {
 	return &links{dir: filepath.Join(stateDir, "links"), open: map[string]link.Link{}}
@@ -60,7 +62,7 @@ func places(interfaces []Interface) []place {
 	}
 	for _, i := range interfaces {
 		all = append(all, place{
-			pin: lanLink(i.Name),
+			pin: LANLink(i.Name),
 			program: func(g *generation) *ebpf.Program {
 				if i.Ethernet {
 					return g.objects.LanEthernet

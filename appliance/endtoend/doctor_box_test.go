@@ -151,7 +151,7 @@ func neighboursMeet(address string) func(*testing.T, world) error {
 // boxAilments are of the box itself, apart from its parameters.
 var boxAilments = []ailment{
 	{
-		name: "clients at an interface that auto leaves out", gateway: true, prepare: startEcho, cause: secondArm(true),
+		name: "clients at an interface that auto leaves out", gateway: true, prepare: startEcho, cause: secondArm("eth1", true),
 		finding: "interface eth1", works: guestIsProxied,
 		cure: func(t *testing.T, w world) {
 			run(t, w.sidegate(), "sed -i 's/lan: auto/lan: [eth0, eth1]/' "+w.gateway.Config)
@@ -405,7 +405,7 @@ func guestIsProxied(t *testing.T, w world) error {
 		return proxies(t, w)
 	}
 	seen := captureOn(t, w.server(), w.server().Interface().Name)
-	if _, err := spoken(t, w.Host("guest"), "tcp", netip.AddrPortFrom(w.server().Addr4(), 7)); err != nil {
+	if _, err := spoken(t, w.Host("guest"), "tcp", netip.AddrPortFrom(w.server().Addr4(), 7), forNone); err != nil {
 		return err
 	}
 	if n := packets(t, seen, lab.From(netip.MustParseAddr(behind4+"3"))); n > 0 {

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 			return 1, err
 		}
 		defer os.RemoveAll(dir)
+		if binary = os.Getenv("SIDEGATE_TEST_BINARY"); binary != "" { // where there is no Go
+			return m.Run(), nil
+		}
 		binary = filepath.Join(dir, "sidegate")
 		if out, err := exec.Command("go", "build", "-o", binary, "sidegate/appliance/sidegate").CombinedOutput(); err != nil {
 			return 1, fmt.Errorf("building sidegate: %w\n%s", err, out)

@@ -1,6 +1,9 @@
 package endtoend
 
 import (
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -34,14 +37,16 @@ var places = []place{
 	{name: "a bridge", lan: "[br0]", client: lab.Laptop, oneArmed: true, build: bridgeBox},
 	{name: "a bridge, found", lan: "auto", client: lab.Laptop, oneArmed: true, build: bridgeBox, shows: "br0"},
 	{name: "a port of a bridge", lan: "[eth0]", client: lab.Laptop, oneArmed: true, build: bridgeBox, shows: "br0 (eth0 is its port)"},
-	{name: "two LANs, the first", lan: "[eth0, eth1]", client: lab.Laptop, oneArmed: true, build: secondArm(true)},
-	{name: "two LANs, the second", lan: "[eth0, eth1]", client: "guest", build: secondArm(true)},
-	{name: "an ordinary router", lan: "[eth1]", client: "guest", build: secondArm(true)},
+	{name: "two LANs, the first", lan: "[eth0, eth1]", client: lab.Laptop, oneArmed: true, build: secondArm("eth1", true)},
+	{name: "two LANs, the second", lan: "[eth0, eth1]", client: "guest", build: secondArm("eth1", true)},
+	{name: "an ordinary router", lan: "[eth1]", client: "guest", build: secondArm("eth1", true)},
 	{name: "an ordinary router with NAT", lan: "[eth1]", client: "guest", nat: true, build: func(t *testing.T, w world) {
-		secondArm(false)(t, w)
+		secondArm("eth1", false)(t, w)
 		run(t, w.sidegate(), `nft 'table inet own { chain out { type nat hook postrouting priority srcnat; iifname eth1 oifname eth0 masquerade; }; chain forward { type filter hook forward priority 0; ct state invalid drop; }; }'`)
 	}},
+	{name: "a name with a dot", lan: "[eth1.2]", client: "guest", build: secondArm("eth1.2", true)},
 	{name: "a tunnel without a link layer", lan: "[tun0]", client: "guest", build: tunnel},
+	{name: "WireGuard", lan: "[wg0]", client: "guest", build: wireguard},
 	{name: "a VLAN", lan: "[eth0.7]", client: "guest", build: vlan},
 }
 
@@ -85,12 +90,12 @@ func routeBack(t *testing.T, w world) {
 }
 
 // secondArm gives the box another LAN, with a client; the router may know of it.
-func secondArm(known bool) func(*testing.T, world) {
+func secondArm(device string, known bool) func(*testing.T, world) {
 	return func(t *testing.T, w world) {
 		t.Helper()
 		h := addGuest(t, w)
-		run(t, w.Host("switch"), "ip link set guest nomaster; ip link set guest netns "+w.sidegate().Namespace()+" name eth1")
-		run(t, w.sidegate(), fmt.Sprintf(behind, "eth1"))
+		run(t, w.Host("switch"), "ip link set guest nomaster; ip link set guest netns "+w.sidegate().Namespace()+" name "+device)
+		run(t, w.sidegate(), fmt.Sprintf(behind, device))
 		run(t, h, fmt.Sprintf(guest, "eth0"))
 		if known {
 			routeBack(t, w)
@@ -109,6 +114,34 @@ func vlan(t *testing.T, w world) {
 	run(t, w.sidegate(), fmt.Sprintf(behind, "eth0.7"))
 	run(t, h, fmt.Sprintf(guest, "eth0.7"))
 	routeBack(t, w)
+}
+
+// wireguard gives the box a LAN of its own kind: the guest, whose packets come encrypted through the segment.
+func wireguard(t *testing.T, w world) {
+	t.Helper()
+	h := addGuest(t, w)
+	if _, err := w.sidegate().Exec(t.Context(), "ip", "link", "add", "wg0", "type", "wireguard"); err != nil {
+		t.Skipf("this kernel has no WireGuard (CONFIG_WIREGUARD): %v", err)
+	}
+	_, err := h.Exec(t.Context(), "wg", "--version")
+	need(t, err)
+	run(t, h, "ip link add wg0 type wireguard")
+	box, boxPublic := wireguardKey(t)
+	client, clientPublic := wireguardKey(t)
+	const set = "echo %s | wg set wg0 private-key /dev/stdin listen-port 51820 peer %s allowed-ips "
+	run(t, w.sidegate(), fmt.Sprintf(set+"%s3,%s3", box, clientPublic, behind4, behind6))
+	run(t, h, fmt.Sprintf(set+"0.0.0.0/0,::/0 endpoint %s:51820", client, boxPublic, w.sidegate().Addr4()))
+	run(t, w.sidegate(), fmt.Sprintf(behind, "wg0"))
+	run(t, h, fmt.Sprintf(guest, "wg0"))
+	routeBack(t, w)
+}
+
+// wireguardKey makes a pair of keys as wg(8) writes them.
+func wireguardKey(t *testing.T) (private, public string) {
+	t.Helper()
+	key, err := ecdh.X25519().GenerateKey(rand.Reader)
+	need(t, err)
+	return base64.StdEncoding.EncodeToString(key.Bytes()), base64.StdEncoding.EncodeToString(key.PublicKey().Bytes())
 }
 
 // tunnel connects the guest by packets without a link-layer header, as WireGuard and PPP do.
@@ -192,7 +225,7 @@ func TestPlaces(t *testing.T) {
 
 			need(t, w.gateway.Stop())
 			for _, to := range []netip.AddrPort{s.direct.Addr4(), s.direct.Addr6(), s.blocked.Addr4(), s.blocked.Addr6()} {
-				if err := converse(within(t, 5*time.Second), w.Host(p.client), "tcp", to); err != nil {
+				if err := converse(within(t, forAnswer), w.Host(p.client), "tcp", to); err != nil {
 					t.Errorf("after the stop: %v", err)
 				}
 			}
@@ -228,18 +261,18 @@ func (w world) plays(t *testing.T, p place, s services) {
 	atBox := captureOn(t, w.sidegate(), device)
 	for _, at := range []func(*lab.Echo) netip.AddrPort{(*lab.Echo).Addr4, (*lab.Echo).Addr6} {
 		for _, network := range []string{"tcp", "udp"} {
-			own, err := spoken(t, client, network, at(s.direct))
+			own, err := spoken(t, client, network, at(s.direct), forAnswer)
 			if err != nil {
 				t.Errorf("direct %s: %v", network, err)
 			} else if from := last(s.direct); p.nat == (from == own.Addr()) {
 				t.Errorf("direct %s: the server saw %s, and the client is %s", network, from, own)
 			}
-			if _, err = spoken(t, client, network, at(s.proxied)); err != nil {
+			if _, err = spoken(t, client, network, at(s.proxied), forAnswer); err != nil {
 				t.Errorf("proxied %s: %v", network, err)
 			} else if from := last(s.proxied); from != w.upstream().Addr4() && from != w.upstream().Addr6() {
 				t.Errorf("proxied %s: the server saw %s, which is not the upstream", network, from)
 			}
-			if _, err = spoken(t, client, network, at(s.blocked)); err == nil {
+			if _, err = spoken(t, client, network, at(s.blocked), forNone); err == nil {
 				t.Errorf("blocked %s: it is answered", network)
 			}
 		}
@@ -254,15 +287,28 @@ func (w world) plays(t *testing.T, p place, s services) {
 	}
 }
 
+// What a client waits for is there at once, or on an emulated machine much later; what must not come is not waited for long.
+const (
+	forAnswer = 20 * time.Second
+	forNone   = time.Second
+)
+
+func patience(answered bool) time.Duration {
+	if answered {
+		return forAnswer
+	}
+	return forNone
+}
+
 // spoken exchanges a few bytes, and returns the client's own address.
-func spoken(t *testing.T, client *lab.Host, network string, to netip.AddrPort) (own netip.AddrPort, err error) {
-	c, err := client.Dial(within(t, time.Second), network, to.String())
+func spoken(t *testing.T, client *lab.Host, network string, to netip.AddrPort, patience time.Duration) (own netip.AddrPort, err error) {
+	c, err := client.Dial(within(t, patience), network, to.String())
 	if err != nil {
 		return own, err
 	}
 	defer c.Close()
 	own = netip.MustParseAddrPort(c.LocalAddr().String())
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return own, err
 	}
 	if _, err := c.Write([]byte("hello")); err != nil {
@@ -284,7 +330,7 @@ func last(e *lab.Echo) netip.Addr {
 // TestPlacesRulesByInterface: of two LANs each has its rules, and what goes from one to the other is decided too.
 func TestPlacesRulesByInterface(t *testing.T) {
 	w := newWorld(t, lab.Options{})
-	secondArm(true)(t, w)
+	secondArm("eth1", true)(t, w)
 	w.serve(t)
 	_, err := w.laptop().StartEcho(t.Context(), 7)
 	need(t, err)
@@ -305,7 +351,7 @@ func TestPlacesRulesByInterface(t *testing.T) {
 		{guest, netip.AddrPortFrom(laptop.Addr4(), 9), false},
 		{guest, netip.AddrPortFrom(laptop.Addr6(), 9), false},
 	} {
-		if _, err := spoken(t, c.from, "tcp", c.to); (err == nil) != c.open {
+		if _, err := spoken(t, c.from, "tcp", c.to, patience(c.open)); (err == nil) != c.open {
 			t.Errorf("%s to %s: %v, open must be %v", c.from.Name(), c.to, err, c.open)
 		}
 	}

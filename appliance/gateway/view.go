@@ -48,7 +48,7 @@ func (g *gateway) Status(context.Context) (admin.Status, error) {
 			name = l.name
 		}
 		s.Interfaces = append(s.Interfaces, admin.Interface{
-			Name: name, Port: l.port, Index: l.index, Attached: slices.Contains(d.Links, "lan-"+l.device),
+			Name: name, Port: l.port, Index: l.index, Attached: slices.Contains(d.Links, datapath.LANLink(l.device)),
 			Advertised: l.index != 0 && g.advertiser.Advertised(l.index),
 		})
 	}
