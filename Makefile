@@ -16,7 +16,7 @@ FUZZTIME ?= 60s
 BENCHFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz lint fmt generate check-generated clean install-deps need-go need-root
+.PHONY: help build demo test vmtest bench fuzz lint fmt generate check-generated clean install-deps need-go need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ test: need-go ## run every test that this machine can run, and list what was ski
 	@scripts/install-deps.sh --if-root test
 	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
 	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=30m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
+
+# A kernel that has what others lack (VLAN, WireGuard) and an older verifier, and one that is too old.
+vmtest: need-go ## run what needs other kernels, in emulated machines (Debian; some 10 minutes, and no KVM)
+	@scripts/install-deps.sh test vm
+	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-6.12-cloud-amd64' -run='^(TestPlaces.*|TestPortIsEnslavedWhileItRuns)$$' ./appliance/endtoend
+	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-cloud-amd64' -run='^TestOldKernelIsRefused$$' ./appliance/endtoend
 
 bench: need-root need-go ## measure forwarding, proxying and DNS against what is simpler (root)
 	@scripts/install-deps.sh bench

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and this machine lacks, on Debian and Ubuntu.
 #
-#   scripts/install-deps.sh [--if-root] GROUP...     demo, test, browser, bench, lint, generate, or all
+#   scripts/install-deps.sh [--if-root] GROUP...     demo, test, browser, bench, vm, lint, generate, or all
 #
 # With --if-root, a user who may not install is told what is missing, and that is no failure.
 # Costs milliseconds when nothing is missing: presence is a command in PATH, not a question to apt.
@@ -38,6 +38,12 @@ bench     ip              iproute2
 bench     unbound         unbound
 bench     dnsperf         dnsperf
 
+vm        qemu-system-x86_64 qemu-system-x86
+vm        busybox         busybox-static
+vm        cpio            cpio
+vm        depmod          kmod
+vm        wg              wireguard-tools
+
 lint      clang-format-19 clang-format-19
 lint      shellcheck      shellcheck
 
@@ -65,11 +71,11 @@ if [[ ${1-} == --if-root ]]; then
 	shift
 fi
 groups=" $* "
-[[ $groups == *' all '* ]] && groups=' demo test browser bench lint generate '
+[[ $groups == *' all '* ]] && groups=' demo test browser bench vm lint generate '
 for group in $groups; do
-	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, test, browser, bench, lint, generate, all)"
+	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, test, browser, bench, vm, lint, generate, all)"
 done
-[[ ${groups// /} ]] || die 'which group? (have: demo, test, browser, bench, lint, generate, all)'
+[[ ${groups// /} ]] || die 'which group? (have: demo, test, browser, bench, vm, lint, generate, all)'
 
 missing_commands=() missing_packages=()
 while read -r group command package; do

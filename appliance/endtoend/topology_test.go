@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -354,6 +355,54 @@ func TestPlacesRulesByInterface(t *testing.T) {
 		if _, err := spoken(t, c.from, "tcp", c.to, patience(c.open)); (err == nil) != c.open {
 			t.Errorf("%s to %s: %v, open must be %v", c.from.Name(), c.to, err, c.open)
 		}
+	}
+}
+
+// TestReloadOfAPlace: a LAN interface comes and goes by a reload, together with its outbound and rules; a reload that is
+// refused changes neither.
+func TestReloadOfAPlace(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	secondArm("eth1", true)(t, w)
+	s := w.serve(t)
+	dante, err := w.upstream().StartDante(t.Context(), lab.DanteOptions{})
+	need(t, err)
+	const one = "interfaces: { lan: [eth0] }\ndefault: direct\n"
+	both := fmt.Sprintf("interfaces: { lan: [eth0, eth1] }\noutbounds: { hk: { url: %q } }\n%s", dante.URL("socks5", lab.Credentials{}), scenario)
+	w.start(t, one)
+	decided := func(want bool) {
+		t.Helper()
+		for _, host := range []string{"guest", lab.Laptop} {
+			if _, err := spoken(t, w.Host(host), "tcp", s.blocked.Addr4(), patience(!want)); (err != nil) != want {
+				t.Errorf("%s to what is to be blocked: %v", host, err)
+			}
+			if _, err := spoken(t, w.Host(host), "udp", s.proxied.Addr6(), forAnswer); err != nil {
+				t.Errorf("%s to what is to be proxied: %v", host, err)
+			} else if from := last(s.proxied); (from == w.upstream().Addr4() || from == w.upstream().Addr6()) != want {
+				t.Errorf("%s to what is to be proxied: the server saw %s", host, from)
+			}
+		}
+	}
+	reload := func(config string) (string, error) {
+		t.Helper()
+		need(t, os.WriteFile(w.gateway.Config, []byte(config), 0o600))
+		out, err := exec.CommandContext(t.Context(), binary, "reload", "--socket", w.gateway.Socket).CombinedOutput()
+		return string(out), err
+	}
+	decided(false)
+	if out, err := reload(both); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	decided(true)
+	if out, err := reload(strings.ReplaceAll(one, "direct", "tokyo")); err == nil || !strings.Contains(out, `:2: default: unknown outbound "tokyo"`) {
+		t.Errorf("a default that does not exist: %v\n%s", err, out)
+	}
+	decided(true)
+	if out, err := reload(one); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	decided(false)
+	if status := w.cli(t, "status"); strings.Contains(status, "eth1") {
+		t.Errorf("the interface is still there:\n%s", status)
 	}
 }
 
