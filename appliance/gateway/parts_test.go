@@ -18,9 +18,13 @@ func TestLANInterfaces(t *testing.T) {
 		Links: []netstate.Link{
 			{Index: 2, Name: "eth0", Up: true, Ethernet: true},
 			{Index: 3, Name: "eth1", Ethernet: true},
-			{Index: 4, Name: "br0", Up: true, Ethernet: true},
+			{Index: 4, Name: "br0", Up: true, Ethernet: true, Kind: "bridge"},
 			{Index: 5, Name: "port", Up: true, Ethernet: true, MasterIndex: 4},
 			{Index: 6, Name: "wg0", Up: true},
+			{Index: 7, Name: "bond0", Up: true, Ethernet: true, Kind: "bond", MasterIndex: 4},
+			{Index: 8, Name: "nic", Up: true, Ethernet: true, MasterIndex: 7},
+			{Index: 9, Name: "blue", Up: true, Kind: "vrf"},
+			{Index: 10, Name: "member", Up: true, Ethernet: true, MasterIndex: 9},
 		},
 		Defaults: []netstate.Route{{LinkIndex: 4}},
 	}
@@ -31,10 +35,12 @@ func TestLANInterfaces(t *testing.T) {
 		problem      string
 	}{
 		{"eth0", "eth0", 2, true, ""},
+		{"nic", "br0", 4, true, ""}, // through the bond
+		{"member", "member", 10, true, ""},
 		{"auto", "br0", 4, true, ""},
 		{"wg0", "wg0", 6, false, ""},
 		{"eth1", "eth1", 3, true, "eth1 is down: ip link set eth1 up"},
-		{"port", "port", 5, true, "name br0 as the LAN interface"},
+		{"port", "br0", 4, true, ""},
 		{"eth7", "", 0, false, "there is no interface eth7"},
 	} {
 		got := lanInterfaces([]string{c.name}, s, nil)[0]
@@ -45,6 +51,9 @@ func TestLANInterfaces(t *testing.T) {
 		if got.device != c.device || got.index != c.index || got.ethernet != c.ethernet || !strings.Contains(problem, c.problem) || (c.problem == "") != (problem == "") {
 			t.Errorf("%s: %+v", c.name, got)
 		}
+	}
+	if got := lanInterfaces([]string{"port", "nic", "eth0"}, s, nil); len(got) != 2 || got[0].port != "port" || got[1].device != "eth0" {
+		t.Errorf("two ports of one bridge: %+v", got)
 	}
 	if got := lanInterfaces([]string{"auto"}, &netstate.Snapshot{}, nil)[0]; got.index != 0 || got.problem == nil {
 		t.Errorf("auto without a default route: %+v", got)
