@@ -46,7 +46,7 @@ fetch() {
 		find "$work/kernel/lib/modules" -name '*.ko.xz' -exec xz -d {} +
 		depmod -b "$work/kernel" "$(ls "$work/kernel/lib/modules")"
 		mkdir -p "$cache"
-		mv -T "$work/kernel" "$dir"
+		mv -T "$work/kernel" "$dir" || [[ -e $dir ]] # another was faster
 	fi
 	echo "$dir"
 }
@@ -71,9 +71,12 @@ fill() {
 	CGO_ENABLED=0 go build -ldflags '-s -w' -o "$root/sidegate" ./appliance/sidegate
 	git ls-files -z --cached --others --exclude-standard --deduplicate | xargs -0 cp --parents -t "$root/src"
 	cp "$binary" "$root/test"
-	printf '#!/bin/sh\ncd "/src/%s" && exec /test "$@"\n' "$(realpath --relative-to=. "$here")" >"$root/run-test"
+	printf '#!/bin/sh\ncd "/src/%s" && SIDEGATE_TEST_BINARY=/sidegate exec /test "$@"\n' "$(realpath --relative-to=. "$here")" >"$root/run-test"
 	chmod 755 "$root/run-test"
-	printf '%s\0' "$@" >"$root/arguments"
+	{ # a command line for env(1); what tests are told by the environment they are told there too
+		env -0 | grep -z '^SIDEGATE_' || true
+		printf '%s\0' /run-test "$@"
+	} >"$root/arguments"
 }
 
 tree=$(fetch)

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
 # The first process of the virtual machine: runs the test binary and tells how it ended.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp SIDEGATE_TEST_BINARY=/sidegate
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -17,6 +17,6 @@ modprobe tun                                  # who wants this one opens its dev
 
 # The kernel speaks on the first serial port, the test on the second.
 stty -F /dev/ttyS1 raw # lines end as they were written
-xargs -0 /run-test </arguments >/dev/ttyS1 2>&1
+xargs -0 env </arguments >/dev/ttyS1 2>&1
 echo "the test ended with $?" >/dev/ttyS0
 poweroff -f

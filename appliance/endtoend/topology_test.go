@@ -38,6 +38,7 @@ var places = []place{
 	{name: "a bridge", lan: "[br0]", client: lab.Laptop, oneArmed: true, build: bridgeBox},
 	{name: "a bridge, found", lan: "auto", client: lab.Laptop, oneArmed: true, build: bridgeBox, shows: "br0"},
 	{name: "a port of a bridge", lan: "[eth0]", client: lab.Laptop, oneArmed: true, build: bridgeBox, shows: "br0 (eth0 is its port)"},
+	{name: "a port of a bond in a bridge", lan: "[eth0]", client: lab.Laptop, oneArmed: true, build: bondedBox, shows: "br0 (eth0 is its port)"},
 	{name: "two LANs, the first", lan: "[eth0, eth1]", client: lab.Laptop, oneArmed: true, build: secondArm("eth1", true)},
 	{name: "two LANs, the second", lan: "[eth0, eth1]", client: "guest", build: secondArm("eth1", true)},
 	{name: "an ordinary router", lan: "[eth1]", client: "guest", build: secondArm("eth1", true)},
@@ -54,10 +55,25 @@ var places = []place{
 // bridgeBox makes the box's interface a port of a bridge, which has its addresses.
 func bridgeBox(t *testing.T, w world) {
 	t.Helper()
+	bridgeOver(t, w, "eth0")
+}
+
+// bondedBox is bridgeBox with a bond in between.
+func bondedBox(t *testing.T, w world) {
+	t.Helper()
+	if _, err := w.sidegate().Exec(t.Context(), "ip", "link", "add", "bond0", "type", "bond", "mode", "active-backup", "miimon", "100"); err != nil {
+		t.Skipf("this kernel has no bonds (CONFIG_BONDING): %v", err)
+	}
+	run(t, w.sidegate(), "ip link set eth0 down; ip link set eth0 master bond0; ip link set bond0 up; ip link set eth0 up")
+	bridgeOver(t, w, "bond0")
+}
+
+func bridgeOver(t *testing.T, w world, port string) {
+	t.Helper()
 	i := w.sidegate().Interface()
 	run(t, w.sidegate(), fmt.Sprintf(`
 		ip link add br0 address %s type bridge mcast_snooping 0
-		ip link set eth0 master br0
+		ip link set %s master br0
 		ip link set br0 up
 		ip address flush dev eth0 scope global
 		ip address add %s dev br0
@@ -66,7 +82,7 @@ func bridgeBox(t *testing.T, w world) {
 		ip -6 route replace default via %s
 		echo 0 >/proc/sys/net/ipv4/conf/br0/send_redirects
 		for f in /proc/sys/net/bridge/bridge-nf-call-ip*tables; do [ ! -e $f ] || echo 0 >$f; done`,
-		i.MAC, i.Addr4, i.Addr6, w.router().Addr4(), w.router().Addr6()))
+		i.MAC, port, i.Addr4, i.Addr6, w.router().Addr4(), w.router().Addr6()))
 }
 
 // The addresses behind a box of two arms.
