@@ -207,3 +207,17 @@ func TestFirewallOfTheBoxIsExempted(t *testing.T) {
 		completeAll(t, w.laptop(), address, 100)
 	}
 }
+
+// TestRouterThatSeesBothHalves: a stateful router minds nothing where all passes it, as in a LAN with one router: both halves of an
+// asymmetric connection do.
+func TestRouterThatSeesBothHalves(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	to := w.manyServers(t)
+	need(t, w.router().DropHalfSeen(t.Context()))
+	w.start(t, everythingDirect)
+	for range 20 {
+		for _, address := range to {
+			need(t, w.visit(t.Context(), address))
+		}
+	}
+}
