@@ -67,7 +67,7 @@ func (e *evaluation) target(x *expr.Target) (*expr.Verdict, truth) {
 		return &expr.Verdict{Kind: expr.VerdictQueue}, yes
 	case "CT":
 		if info, ok := x.Info.(*xt.Unknown); ok && len(*info) >= 2 && binary.NativeEndian.Uint16(*info)&1 != 0 { // XT_CT_NOTRACK
-			e.untracked = e.untracked || e.holds == yes && e.maybe() == 0
+			e.notrack()
 		}
 	case "MARK", "CONNMARK":
 		e.markKnown = false

@@ -48,6 +48,7 @@ type evaluation struct {
 	registers map[uint32]value // by 4-byte offset
 	numbers   map[uint32]bool  // registers that hold a number in the machine's byte order
 	holds     truth
+	choices   []*expr.Verdict // of a map of verdicts, if nobody knows which it is
 }
 
 // run evaluates the rule's conditions and returns the verdict that it comes to; nil: none, so that the next rule follows.
@@ -164,19 +165,31 @@ func (e *evaluation) apply(x expr.Any) (*expr.Verdict, truth) {
 	case *expr.Queue:
 		return &expr.Verdict{Kind: expr.VerdictQueue}, yes
 	case *expr.Notrack:
-		e.untracked = e.untracked || e.holds == yes && e.maybe() == 0
+		e.notrack()
 	case *expr.Match:
 		return nil, e.match(x)
 	case *expr.Target:
 		return e.target(x)
 	case *expr.Counter, *expr.Log, *expr.Objref, *expr.FlowOffload, *expr.SecMark:
-	default: // limits, quotas, sets that change, random numbers, and what we do not know
+	default: // limits, quotas, sets that change, random numbers, and what we do not know; any may have written a register
+		clear(e.registers)
 		return nil, maybe
 	}
 	return nil, yes
 }
 
 func (e *evaluation) maybe() int { return e.walk.maybe }
+
+// notrack exempts the packet, unless it has its connection already (net/netfilter/nft_ct.c, nft_notrack_eval).
+func (e *evaluation) notrack() {
+	switch {
+	case e.tracked && e.packet.State != Invalid:
+	case e.holds == yes && e.maybe() == 0:
+		e.untracked = true
+	default: // it is not known what connection tracking says of it
+		e.packet.State = 0
+	}
+}
 
 func (e *evaluation) translate() (*expr.Verdict, truth) {
 	if e.hook == *nftables.ChainHookPostrouting {
@@ -289,11 +302,11 @@ func (e *evaluation) conntrack(key expr.CtKey) value {
 	return nil
 }
 
-func (e *evaluation) state() State {
-	if e.untracked {
+func (w *walk) state() State {
+	if w.untracked {
 		return Untracked
 	}
-	return e.packet.State
+	return w.packet.State
 }
 
 // fib is what the kernel's routes say of the packet's addresses: RTN_UNICAST for what is forwarded, and the interface that it came by
@@ -359,27 +372,46 @@ func (e *evaluation) compare(register uint32, op expr.CmpOp, data []byte) truth 
 
 func (e *evaluation) lookup(x *expr.Lookup) (*expr.Verdict, truth) {
 	s := e.sets[setKey{e.chain.family, e.chain.table, x.SetName}]
-	if s == nil || s.Concatenation && s.Interval || s.Dynamic {
+	if s == nil {
 		return nil, maybe
 	}
-	var found nftables.SetElement
-	ok := false
-	if len(s.elements) > 0 {
-		key := e.load(x.SourceRegister, len(s.elements[0].Key)) // the library mistakes the key's type of a verdict map
-		if key == nil {
-			return nil, maybe
+	found, holds := e.find(s, x.SourceRegister)
+	if x.Invert {
+		holds = holds.not()
+	}
+	toVerdict := s.IsMap && x.DestRegister == unix.NFT_REG_VERDICT
+	switch {
+	case holds == maybe && toVerdict:
+		for _, el := range s.elements {
+			e.choices = append(e.choices, verdictOf(el.Val))
 		}
-		found, ok = s.find(key)
-	}
-	holds := truthOf(ok != x.Invert)
-	if holds == no || !s.IsMap || !ok {
-		return nil, holds
-	}
-	if x.DestRegister == unix.NFT_REG_VERDICT {
+	case holds == maybe:
+		clear(e.registers)
+	case holds == no || !s.IsMap:
+	case toVerdict:
 		return verdictOf(found.Val), yes
+	default:
+		e.store(x.DestRegister, found.Val, true)
 	}
-	e.store(x.DestRegister, found.Val, true)
-	return nil, yes
+	return nil, holds
+}
+
+// find looks the register's content up in a set.
+func (e *evaluation) find(s *set, register uint32) (nftables.SetElement, truth) {
+	none := nftables.SetElement{}
+	anyKey := func(el nftables.SetElement) bool { return len(el.Key) == 0 } // "*": for what is not in it
+	switch {
+	case s.Concatenation && s.Interval, s.Dynamic, slices.ContainsFunc(s.elements, anyKey):
+		return none, maybe
+	case len(s.elements) == 0:
+		return none, no
+	}
+	key := e.load(register, len(s.elements[0].Key)) // the library mistakes the key's type of a verdict map
+	if key == nil {
+		return none, maybe
+	}
+	found, ok := s.find(key)
+	return found, truthOf(ok)
 }
 
 // verdictOf reads an element of a verdict map, which the library leaves as the kernel gives it (NFTA_DATA_VERDICT).

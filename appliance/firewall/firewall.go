@@ -187,6 +187,14 @@ func (r *Ruleset) read(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	names, err := expressionNames()
+	if err != nil {
+		return err
+	}
+	dormant, err := dormantTables(c)
+	if err != nil {
+		return err
+	}
 	tables := map[chainKey]*nftables.Table{}
 	for _, ch := range chains {
 		if err := ctx.Err(); err != nil {
@@ -202,8 +210,11 @@ func (r *Ruleset) read(ctx context.Context) error {
 			return fmt.Errorf("chain %s of table %s: %w", ch.Name, ch.Table.Name, err)
 		}
 		key := chainKey{ch.Table.Family, ch.Table.Name, ch.Name}
+		for _, rule := range rules {
+			rule.Exprs = complete(rule.Exprs, names[ruleKey{key.family, key.table, rule.Handle}])
+		}
 		r.chains[key] = &chain{key, ch, rules}
-		if ch.Hooknum != nil {
+		if ch.Hooknum != nil && !dormant[chainKey{family: key.family, table: key.table}] {
 			r.bases = append(r.bases, r.chains[key])
 		}
 		key.name = ""
@@ -224,6 +235,20 @@ func (r *Ruleset) read(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// dormantTables are those whose chains no packet sees (nft(8), "flags dormant").
+func dormantTables(c *nftables.Conn) (map[chainKey]bool, error) {
+	tables, err := c.ListTables()
+	if err != nil {
+		return nil, err
+	}
+	dormant := map[chainKey]bool{}
+	for _, t := range tables {
+		flags := binary.BigEndian.Uint32(native(t.Flags)) // the library takes them for the machine's byte order
+		dormant[chainKey{family: t.Family, table: t.Name}] = flags&unix.NFT_TABLE_F_DORMANT != 0
+	}
+	return dormant, nil
 }
 
 // legacy says what stands in the tables of the old iptables, for its rules are in nobody's netlink; empty: nothing that counts.

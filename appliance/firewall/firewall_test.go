@@ -358,6 +358,15 @@ func TestUncertain(t *testing.T) {
 		{"jump other\ndrop", Accepted, true},
 		{"jump empty\ndrop", Dropped, true},
 		{"goto empty\ndrop", Accepted, true},
+		{"limit rate 5/second return\naccept", Accepted, false},
+		{"meta l4proto tcp rt ip nexthop 192.168.0.1 accept\ndrop", Dropped, false}, // the library leaves out what loads the next hop
+		{"meta l4proto tcp rt ip nexthop 192.168.0.1 drop", Accepted, false},
+		{"iifname \"eth5\" rt ip nexthop 192.168.0.1 drop", Accepted, true},
+		{"meta mark set 3\nmeta mark { 1-5, 10 } drop", Accepted, false},
+		{"meta l4proto tcp tcp option maxseg size 1400 drop", Accepted, false},
+		{"tcp dport vmap { 8 : accept, * : drop }", Accepted, false},
+		{"ct mark vmap { 1 : accept, 2 : jump empty }\ndrop", Dropped, false},
+		{"ct mark vmap { 1 : drop, 2 : jump other }", Accepted, false},
 	} {
 		w.load(t, "nft:table inet mine {\nchain other { accept\n}\nchain empty { tcp dport 99 accept\n}\nchain forward { type filter hook forward priority filter; "+c.rules+"\n}\n}")
 		if j := w.read(t).Forwarded(p); j.Verdict != c.want || j.Certain != c.sure {
@@ -467,6 +476,9 @@ func TestConditions(t *testing.T) {
 		{"sh:iptables -A FORWARD -m mark ! --mark 5 -j DROP", p, Dropped},
 		{masquerade, p, Translated},
 		{masquerade, established, Accepted}, // what the first packet was given
+		{"nft:table inet mine {\nchain raw { type filter hook prerouting priority raw; notrack\n}\nchain out { type nat hook postrouting priority srcnat; masquerade\n}\n}", p, Accepted},
+		{"nft:table inet mine {\nchain late { type filter hook prerouting priority mangle; notrack\n}\nchain forward { type filter hook forward priority filter; ct state untracked drop\n}\n}", p, Accepted},
+		{"nft:table inet mine {\nflags dormant\nchain forward { type filter hook forward priority filter; drop\n}\n}", p, Accepted},
 	} {
 		w.load(t, c.load)
 		if j := w.read(t).Forwarded(c.packet); j.Verdict != c.want || !j.Certain {

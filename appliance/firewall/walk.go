@@ -25,6 +25,7 @@ type walk struct {
 
 	maybe    int  // conditions that may not hold stand around where it is
 	doubt    bool // in this base chain it may have gone another way
+	anyDoubt bool // the same of those behind it
 	mayDrop  *Place
 	verdict  Verdict // of an end
 	place    Place
@@ -42,6 +43,7 @@ func (r *Ruleset) walk(p Packet, hooks ...*nftables.ChainHook) Judgement {
 			if w.base(c) == Dropped {
 				return Judgement{Dropped, !w.doubt, w.place}
 			}
+			w.anyDoubt = w.anyDoubt || w.doubt
 		}
 		w.tracked = true
 	}
@@ -51,7 +53,7 @@ func (r *Ruleset) walk(p Packet, hooks ...*nftables.ChainHook) Judgement {
 	case w.nat != nil:
 		return Judgement{Translated, !w.natDoubt, *w.nat}
 	}
-	return Judgement{Verdict: Accepted, Certain: true}
+	return Judgement{Verdict: Accepted, Certain: !w.anyDoubt}
 }
 
 // at are the base chains of a hook that see the packet, in order.
@@ -72,8 +74,8 @@ func (r *Ruleset) at(hook nftables.ChainHook, p Packet) []*chain {
 
 // base walks a base chain, and says Dropped or Accepted.
 func (w *walk) base(c *chain) Verdict {
-	if c.Type == nftables.ChainTypeNAT && w.packet.State != New {
-		return Accepted // only the first packet of a connection sees it
+	if c.Type == nftables.ChainTypeNAT && w.state() != New {
+		return Accepted // only the first packet of a connection that is tracked sees it
 	}
 	w.verdict = 0
 	w.chain(c, c, 0)
@@ -95,6 +97,11 @@ func (w *walk) chain(c, base *chain, depth int) (goesOn bool) {
 	for _, rule := range c.rules {
 		e := evaluation{walk: w, chain: c, rule: rule}
 		v, holds := e.run()
+		if holds != no {
+			for _, choice := range e.choices {
+				w.consider(c, base, rule, choice, depth)
+			}
+		}
 		switch {
 		case holds == no, v == nil:
 			continue
