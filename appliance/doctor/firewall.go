@@ -159,14 +159,14 @@ func masquerade(c crossing) *Finding {
 	}
 }
 
-// legacyFirewall: rules that are in nobody's netlink cannot be judged.
+// legacyFirewall: what iptables-nft cannot translate cannot be judged.
 func legacyFirewall(ctx context.Context, _ *Box) ([]Finding, error) {
 	rules, err := firewall.Read(ctx)
 	if err != nil || rules.Unread == "" {
 		return nil, err
 	}
 	return []Finding{{
-		Severity: Warning, Object: rules.Unread, Seen: "there are tables of the old iptables, which doctor does not read",
+		Severity: Warning, Object: rules.Unread, Seen: "there are tables of the old iptables, which doctor cannot read",
 		Why: "their rules may drop what the gateway forwards or takes",
 		Fix: "look through iptables-legacy-save and ip6tables-legacy-save, or load them by iptables-nft-restore and remove them here",
 	}}, nil

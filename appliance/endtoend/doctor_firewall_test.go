@@ -39,7 +39,7 @@ var firewallAilments = []ailment{
 		cure:  func(t *testing.T, w world) { run(t, w.sidegate(), "nft delete table inet mine") },
 	},
 	{
-		name: "rules of the old iptables", direct: true, works: pings((*lab.Host).Addr4), finding: "firewall-legacy iptables-legacy (1 rules and policies)",
+		name: "rules of the old iptables", direct: true, works: pings((*lab.Host).Addr4), finding: "firewall-forward eth0",
 		cause: func(t *testing.T, w world) { run(t, w.sidegate(), "iptables-legacy -P FORWARD DROP") },
 		cure:  func(t *testing.T, w world) { run(t, w.sidegate(), "iptables-legacy -P FORWARD ACCEPT") },
 	},

@@ -44,10 +44,10 @@ func describe(r *Ruleset, c *chain, rule *nftables.Rule) string {
 		case *expr.Lookup:
 			what := orEllipsis(loaded[slot(x.SourceRegister)])
 			name := "{ … }"
-			if s := r.sets[setKey{c.family, c.table, x.SetName}]; s != nil && !s.Anonymous {
+			if s := r.sets[setKey{c.family, c.table, x.SetName, c.legacy}]; s != nil && !s.Anonymous {
 				name = "@" + x.SetName
 			}
-			if s := r.sets[setKey{c.family, c.table, x.SetName}]; s != nil && s.IsMap {
+			if s := r.sets[setKey{c.family, c.table, x.SetName, c.legacy}]; s != nil && s.IsMap {
 				what += " vmap"
 			}
 			add("%s %s", what, name)

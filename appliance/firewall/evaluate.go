@@ -371,7 +371,7 @@ func (e *evaluation) compare(register uint32, op expr.CmpOp, data []byte) truth 
 }
 
 func (e *evaluation) lookup(x *expr.Lookup) (*expr.Verdict, truth) {
-	s := e.sets[setKey{e.chain.family, e.chain.table, x.SetName}]
+	s := e.sets[setKey{e.chain.family, e.chain.table, x.SetName, e.chain.legacy}]
 	if s == nil {
 		return nil, maybe
 	}

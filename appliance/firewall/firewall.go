@@ -11,10 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -75,7 +72,7 @@ type Place struct {
 	Table  string
 	Chain  string
 	Rule   string // as nft(8) would write it, roughly; empty: the chain's policy
-	Legacy bool   // of iptables-legacy: Family and Table are those of that
+	Legacy bool   // it stands in iptables-legacy, and nft(8) does not know it
 }
 
 func (p Place) String() string {
@@ -83,7 +80,18 @@ func (p Place) String() string {
 	if rule == "" {
 		rule = "policy drop"
 	}
+	if p.Legacy {
+		return fmt.Sprintf("%s %s %s: %s", p.tool(), p.Table, p.Chain, rule)
+	}
 	return fmt.Sprintf("%s %s %s: %s", familyName(p.Family), p.Table, p.Chain, rule)
+}
+
+// tool is the program that changes the old iptables.
+func (p Place) tool() string {
+	if p.Family == nftables.TableFamilyIPv6 {
+		return "ip6tables-legacy"
+	}
+	return "iptables-legacy"
 }
 
 func familyName(f nftables.TableFamily) string {
@@ -109,6 +117,7 @@ type chainKey struct {
 	family nftables.TableFamily
 	table  string
 	name   string
+	legacy bool
 }
 
 type setKey = chainKey
@@ -124,14 +133,18 @@ type set struct {
 	elements []nftables.SetElement
 }
 
+func newRuleset() *Ruleset { return &Ruleset{chains: map[chainKey]*chain{}, sets: map[setKey]*set{}} }
+
 // Read takes a snapshot of the calling thread's network namespace. It needs CAP_NET_ADMIN.
 func Read(ctx context.Context) (*Ruleset, error) {
-	r := &Ruleset{chains: map[chainKey]*chain{}, sets: map[setKey]*set{}, Unread: legacy(ctx)}
+	r := newRuleset()
+	r.readLegacy(ctx)
+	old := len(r.chains)
 	err := r.read(ctx)
 	switch {
 	case errors.Is(err, unix.EPERM):
 		return nil, fmt.Errorf("reading the firewall: %w; it takes root, or CAP_NET_ADMIN", err)
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL) && len(r.chains) == 0:
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EINVAL) && len(r.chains) == old:
 		return r, nil // a kernel without nftables
 	case err != nil:
 		return nil, fmt.Errorf("reading the firewall: %w", err)
@@ -209,7 +222,7 @@ func (r *Ruleset) read(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("chain %s of table %s: %w", ch.Name, ch.Table.Name, err)
 		}
-		key := chainKey{ch.Table.Family, ch.Table.Name, ch.Name}
+		key := chainKey{family: ch.Table.Family, table: ch.Table.Name, name: ch.Name}
 		for _, rule := range rules {
 			rule.Exprs = complete(rule.Exprs, names[ruleKey{key.family, key.table, rule.Handle}])
 		}
@@ -249,32 +262,6 @@ func dormantTables(c *nftables.Conn) (map[chainKey]bool, error) {
 		dormant[chainKey{family: t.Family, table: t.Name}] = flags&unix.NFT_TABLE_F_DORMANT != 0
 	}
 	return dormant, nil
-}
-
-// legacy says what stands in the tables of the old iptables, for its rules are in nobody's netlink; empty: nothing that counts.
-func legacy(ctx context.Context) string {
-	var all []string
-	for _, f := range []struct{ file, tool string }{{"ip_tables_names", "iptables-legacy"}, {"ip6_tables_names", "ip6tables-legacy"}} {
-		tables, err := os.ReadFile("/proc/thread-self/net/" + f.file)
-		if err != nil || len(tables) == 0 {
-			continue
-		}
-		text, err := exec.CommandContext(ctx, f.tool+"-save").Output()
-		if err != nil {
-			all = append(all, fmt.Sprintf("%s (%s-save cannot be asked: %v)", f.tool, f.tool, err))
-			continue
-		}
-		rules := 0
-		for line := range strings.Lines(string(text)) {
-			if strings.HasPrefix(line, "-A ") || strings.HasPrefix(line, ":") && strings.Contains(line, " DROP ") {
-				rules++
-			}
-		}
-		if rules > 0 {
-			all = append(all, fmt.Sprintf("%s (%d rules and policies)", f.tool, rules))
-		}
-	}
-	return strings.Join(all, " and ")
 }
 
 // Forwarded is what becomes of a packet that the box forwards.

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -376,21 +378,73 @@ func TestUncertain(t *testing.T) {
 	}
 }
 
-// TestLegacyIsNotOverlooked: what stands in the old tables is said to be unread.
+// TestLegacy: the rules of the old iptables are judged as the kernel does, beside tables of nftables with the same names, and permitted.
+func TestLegacy(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.Host(lab.Sidegate).Exec(t.Context(), "iptables-legacy", "-N", "user"); err != nil {
+		t.Skipf("the kernel has no legacy iptables: %v", err)
+	}
+	w.sh(t, "iptables-nft -A FORWARD -j ACCEPT; iptables-legacy -A FORWARD -j user; iptables-legacy -A FORWARD -p udp -j ACCEPT; iptables-legacy -P FORWARD DROP")
+	w.load(t, "nft:table inet marks {\nchain in { type filter hook prerouting priority -350; meta mark set 4\n}\n}")
+	eth0 := Interface{"eth0", w.Host(lab.Sidegate).Interface().Index}
+	forwarded := func(protocol uint8) Judgement {
+		t.Helper()
+		r := w.read(t)
+		if r.Unread != "" {
+			t.Errorf("unread: %q", r.Unread)
+		}
+		return r.Forwarded(Packet{
+			Source: netip.MustParseAddrPort("192.168.0.3:40000"), Destination: w.direct, Protocol: protocol, In: eth0, Out: eth0, State: New,
+		})
+	}
+	if j := forwarded(unix.IPPROTO_UDP); j.Verdict != Accepted || w.reaches(t, "udp", w.direct) != nil {
+		t.Errorf("UDP: %+v", j)
+	}
+	j := forwarded(unix.IPPROTO_TCP)
+	if j.Verdict != Dropped || !j.Certain || j.Place.String() != "iptables-legacy filter FORWARD: policy drop" {
+		t.Errorf("TCP: %+v (%s)", j, j.Place)
+	}
+	if w.reaches(t, "tcp", w.direct) == nil {
+		t.Error("the kernel forwards TCP")
+	}
+	for range 2 {
+		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), j.Place, 4, 0xf) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if j := forwarded(unix.IPPROTO_TCP); j.Verdict != Accepted {
+		t.Errorf("%+v after it was permitted", j)
+	}
+	if err := w.reaches(t, "tcp", w.direct); err != nil {
+		t.Error(err)
+	}
+	if rules, err := w.Host(lab.Sidegate).Exec(t.Context(), "iptables-legacy-save"); err != nil || strings.Count(string(rules), permitted) != 1 {
+		t.Errorf("permitted twice: %v\n%s", err, rules)
+	}
+}
+
+// TestLegacyIsNotOverlooked: what cannot be translated is said to be unread, and empty tables are not.
 func TestLegacyIsNotOverlooked(t *testing.T) {
 	w := newWorld(t)
-	if r := w.read(t); r.Unread != "" {
-		t.Errorf("there is nothing, and %q is unread", r.Unread)
-	}
 	if _, err := w.Host(lab.Sidegate).Exec(t.Context(), "iptables-legacy", "-A", "FORWARD", "-j", "DROP"); err != nil {
 		t.Skipf("the kernel has no legacy iptables: %v", err)
 	}
-	if r := w.read(t); r.Unread != "iptables-legacy (1 rules and policies)" {
+	saves, err := exec.LookPath("iptables-legacy-save")
+	if err != nil {
+		t.Fatal(err)
+	}
+	only := t.TempDir() // a box without the newer iptables
+	if err := os.Symlink(saves, filepath.Join(only, "iptables-legacy-save")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", only+string(os.PathListSeparator)+"/nonexistent")
+	r := w.read(t)
+	if r.Unread != "iptables-legacy (1 rules and policies)" {
 		t.Errorf("unread: %q", r.Unread)
 	}
-	w.sh(t, "iptables-legacy -D FORWARD -j DROP")
-	if r := w.read(t); r.Unread != "" {
-		t.Errorf("the rule is gone, and %q is unread", r.Unread)
+	t.Setenv("PATH", "/nonexistent")
+	if r := w.read(t); !strings.Contains(r.Unread, "cannot be asked") {
+		t.Errorf("unread: %q", r.Unread)
 	}
 }
 

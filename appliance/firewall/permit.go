@@ -1,8 +1,10 @@
 package firewall
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os/exec"
 	"strings"
 
 	"github.com/google/nftables"
@@ -21,6 +23,12 @@ func Permit(ctx context.Context, at Place, mark, mask uint32) error {
 	}
 	fail := func(err error) error {
 		return fmt.Errorf("permitting packets marked %#x in %s %s %s: %w", mark, familyName(at.Family), at.Table, at.Chain, err)
+	}
+	if at.Legacy {
+		if err := permitLegacy(ctx, at, mark, mask); err != nil {
+			return fail(err)
+		}
+		return nil
 	}
 	c, err := nftables.New()
 	if err != nil {
@@ -53,10 +61,30 @@ func Permit(ctx context.Context, at Place, mark, mask uint32) error {
 	return nil
 }
 
+func permitLegacy(ctx context.Context, at Place, mark, mask uint32) error {
+	if exec.CommandContext(ctx, at.tool(), legacyRule("-C", at, mark, mask)...).Run() == nil {
+		return nil
+	}
+	if out, err := exec.CommandContext(ctx, at.tool(), legacyRule("-I", at, mark, mask)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("running %s: %w: %s", at.tool(), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+func legacyRule(how string, at Place, mark, mask uint32) []string {
+	return []string{
+		"-w", "-t", at.Table, how, at.Chain, "-m", "mark", "--mark", fmt.Sprintf("%#x/%#x", mark, mask),
+		"-m", "comment", "--comment", permitted, "-j", "ACCEPT",
+	}
+}
+
 func comment4(mark uint32) string { return fmt.Sprintf("%s %#x", permitted, mark) }
 
 // Command is what Permit does, for people.
 func Command(at Place, mark, mask uint32) string {
+	if at.Legacy {
+		return at.tool() + " " + strings.Join(legacyRule("-I", at, mark, mask), " ")
+	}
 	return fmt.Sprintf("nft insert rule %s %s %s meta mark and %#x == %#x accept", familyName(at.Family), at.Table, at.Chain, mask, mark)
 }
 

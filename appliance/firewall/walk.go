@@ -80,7 +80,7 @@ func (w *walk) base(c *chain) Verdict {
 	w.verdict = 0
 	w.chain(c, c, 0)
 	if w.verdict == 0 && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-		w.verdict, w.place = Dropped, Place{Family: c.family, Table: c.table, Chain: c.name}
+		w.verdict, w.place = Dropped, Place{Family: c.family, Table: c.table, Chain: c.name, Legacy: c.legacy}
 	}
 	if w.verdict == Dropped {
 		return Dropped
@@ -113,7 +113,7 @@ func (w *walk) chain(c, base *chain, depth int) (goesOn bool) {
 		case expr.VerdictReturn:
 			return true
 		case expr.VerdictJump, expr.VerdictGoto:
-			on := w.chain(w.chains[chainKey{c.family, c.table, v.Chain}].orEmpty(), base, depth+1)
+			on := w.chain(w.chains[chainKey{c.family, c.table, v.Chain, c.legacy}].orEmpty(), base, depth+1)
 			if !on {
 				return false
 			}
@@ -139,7 +139,7 @@ func (w *walk) consider(c, base *chain, rule *nftables.Rule, v *expr.Verdict, de
 	switch v.Kind {
 	case expr.VerdictJump, expr.VerdictGoto:
 		w.maybe++
-		w.chain(w.chains[chainKey{c.family, c.table, v.Chain}].orEmpty(), base, depth+1)
+		w.chain(w.chains[chainKey{c.family, c.table, v.Chain, c.legacy}].orEmpty(), base, depth+1)
 		w.maybe--
 	case expr.VerdictDrop:
 		if w.mayDrop == nil {
@@ -153,7 +153,7 @@ func (w *walk) consider(c, base *chain, rule *nftables.Rule, v *expr.Verdict, de
 }
 
 func (w *walk) placeOf(c *chain, rule *nftables.Rule) Place {
-	return Place{Family: c.family, Table: c.table, Chain: c.name, Rule: describe(w.Ruleset, c, rule)}
+	return Place{Family: c.family, Table: c.table, Chain: c.name, Rule: describe(w.Ruleset, c, rule), Legacy: c.legacy}
 }
 
 func (c *chain) orEmpty() *chain {
