@@ -41,6 +41,11 @@ var firewallAilments = []ailment{
 	{
 		name: "rules of the old iptables", direct: true, works: pings((*lab.Host).Addr4), finding: "firewall-forward eth0",
 		cause: func(t *testing.T, w world) { run(t, w.sidegate(), "iptables-legacy -P FORWARD DROP") },
+	},
+	{
+		name: "rules of the old iptables, on a box without the newer", direct: true, works: pings((*lab.Host).Addr4),
+		only: []string{"iptables-legacy-save"}, finding: "firewall-legacy iptables-legacy (1 rules and policies)",
+		cause: func(t *testing.T, w world) { run(t, w.sidegate(), "iptables-legacy -P FORWARD DROP") },
 		cure:  func(t *testing.T, w world) { run(t, w.sidegate(), "iptables-legacy -P FORWARD ACCEPT") },
 	},
 	{

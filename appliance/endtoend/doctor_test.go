@@ -31,7 +31,8 @@ type ailment struct {
 	byHand  bool                    // the fix is the command that the finding says
 	cure    func(*testing.T, world) // what a person does, after that; without either, it is doctor --fix --yes
 
-	withIPv6 bool // the router's silence is found for IPv6, too
+	only     []string // the box has these tools and no other
+	withIPv6 bool     // the router's silence is found for IPv6, too
 }
 
 type finding struct {
@@ -47,6 +48,9 @@ func TestDoctor(t *testing.T) {
 			t.Parallel() // it waits more than it works
 			w := newWorld(t, lab.Options{})
 			config := a.config(t)
+			if a.only != nil {
+				w.path = tools(t, a.only)
+			}
 			if a.prepare != nil {
 				a.prepare(t, w)
 			}
@@ -129,6 +133,22 @@ func (a *ailment) config(t *testing.T) string {
 	return path
 }
 
+// tools is a directory that has them.
+func tools(t *testing.T, names []string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range names {
+		path, err := exec.LookPath(name)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(dir, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 // examine runs doctor on the box and returns its findings and exit status.
 func (w world) examine(t *testing.T, config string, args ...string) ([]finding, int) {
 	t.Helper()
@@ -143,6 +163,9 @@ func (w world) examine(t *testing.T, config string, args ...string) ([]finding, 
 	var out bytes.Buffer
 	command := w.sidegate().Command(t.Context(), binary, append(args, "--socket", socket)...)
 	command.Stdout = &out
+	if w.path != "" {
+		command.Env = []string{"PATH=" + w.path}
+	}
 	err := command.Run()
 	status := 0
 	if exited := (*exec.ExitError)(nil); errors.As(err, &exited) {

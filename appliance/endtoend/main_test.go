@@ -48,6 +48,7 @@ func TestMain(m *testing.M) {
 type world struct {
 	*lab.Lab
 	gateway *lab.Gateway
+	path    string // PATH of doctor; empty: that of the tests
 }
 
 func (w world) laptop() *lab.Host   { return w.Host(lab.Laptop) }
