@@ -384,7 +384,7 @@ func TestLegacy(t *testing.T) {
 	if _, err := w.Host(lab.Sidegate).Exec(t.Context(), "iptables-legacy", "-N", "user"); err != nil {
 		t.Skipf("the kernel has no legacy iptables: %v", err)
 	}
-	w.sh(t, "iptables-nft -A FORWARD -j ACCEPT; iptables-legacy -A FORWARD -j user; iptables-legacy -A FORWARD -p udp -j ACCEPT; iptables-legacy -P FORWARD DROP")
+	w.sh(t, "iptables-nft -N user; iptables-nft -A FORWARD -j ACCEPT; iptables-legacy -A FORWARD -j user; iptables-legacy -A user -p tcp -j DROP")
 	w.load(t, "nft:table inet marks {\nchain in { type filter hook prerouting priority -350; meta mark set 4\n}\n}")
 	eth0 := Interface{"eth0", w.Host(lab.Sidegate).Interface().Index}
 	forwarded := func(protocol uint8) Judgement {
@@ -401,7 +401,7 @@ func TestLegacy(t *testing.T) {
 		t.Errorf("UDP: %+v", j)
 	}
 	j := forwarded(unix.IPPROTO_TCP)
-	if j.Verdict != Dropped || !j.Certain || j.Place.String() != "iptables-legacy filter FORWARD: policy drop" {
+	if j.Verdict != Dropped || !j.Certain || j.Place.String() != "iptables-legacy filter user: meta l4proto tcp drop" {
 		t.Errorf("TCP: %+v (%s)", j, j.Place)
 	}
 	if w.reaches(t, "tcp", w.direct) == nil {
