@@ -4,6 +4,7 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidegate/appliance/admin"
 	"sidegate/appliance/lab"
 )
 
@@ -319,7 +321,14 @@ func patience(answered bool) time.Duration {
 
 // spoken exchanges a few bytes, and returns the client's own address.
 func spoken(t *testing.T, client *lab.Host, network string, to netip.AddrPort, patience time.Duration) (own netip.AddrPort, err error) {
-	c, err := client.Dial(within(t, patience), network, to.String())
+	t.Helper()
+	return spokenBy(t, client, net.Dialer{}, network, to, patience)
+}
+
+// spokenBy is spoken with a dialer, which may name one of the host's addresses.
+func spokenBy(t *testing.T, client *lab.Host, d net.Dialer, network string, to netip.AddrPort, patience time.Duration) (own netip.AddrPort, err error) {
+	t.Helper()
+	c, err := client.DialWith(within(t, patience), d, network, to.String())
 	if err != nil {
 		return own, err
 	}
@@ -435,4 +444,36 @@ func TestPortIsEnslavedWhileItRuns(t *testing.T) {
 		return nil
 	}))
 	w.plays(t, place{client: lab.Laptop, lan: "[br0]", oneArmed: true}, s)
+}
+
+// TestClientsOfATunnel: behind an interface without MAC addresses two clients are told by their addresses. Each has its
+// own rules, and its own share of the state.
+func TestClientsOfATunnel(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	tunnel(t, w)
+	one, other := netip.MustParseAddr(behind4+"3"), netip.MustParseAddr(behind4+"4")
+	run(t, w.Host("guest"), fmt.Sprintf("ip address add %s/24 dev tun0", other))
+	s := w.serve(t)
+	w.start(t, fmt.Sprintf("interfaces: { lan: [tun0] }\nrules: [ { name: other, source_ip_cidr: [%s/32], port: 9, outbound: block } ]\ndefault: direct\n", other))
+	for _, c := range []struct {
+		from    netip.Addr
+		to      netip.AddrPort
+		open    bool
+		clients uint32 // that the gateway knows by then
+	}{
+		{one, s.direct.Addr4(), true, 1},
+		{one, s.blocked.Addr4(), true, 1},
+		{other, s.blocked.Addr4(), false, 2},
+		{other, s.direct.Addr4(), true, 2},
+	} {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.from, 0))}
+		if _, err := spokenBy(t, w.Host("guest"), d, "tcp", c.to, patience(c.open)); (err == nil) != c.open {
+			t.Errorf("%s to %s: %v, open must be %v", c.from, c.to, err, c.open)
+		}
+		var status admin.Status
+		need(t, json.Unmarshal([]byte(w.cli(t, "status", "--json")), &status))
+		if known := status.Tables["clients"].Entries; known != c.clients {
+			t.Errorf("after %s to %s the gateway knows %d clients, want %d", c.from, c.to, known, c.clients)
+		}
+	}
 }
