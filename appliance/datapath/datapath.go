@@ -113,7 +113,7 @@ type Datapath struct {
 	generation *generation // nil before the first Apply
 	applied    *Desired    // by the last Apply that succeeded
 	links      *links
-	firewall   firewall
+	markTable  markTable
 	rules      map[uint32][]string
 	history    counters // of generations that are gone
 	inherited  bool     // a predecessor's links were there
@@ -251,7 +251,7 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	if err != nil {
 		return err
 	}
-	table, err := d.firewall.apply(want)
+	table, err := d.markTable.apply(want)
 	if err != nil {
 		return err
 	}
@@ -374,7 +374,7 @@ func (d *Datapath) Close() error {
 	return errors.Join(
 		d.links.remove(),
 		removeRouting(),
-		d.firewall.remove(),
+		d.markTable.remove(),
 		d.closeGeneration(),
 		d.state.remove(),
 		d.lock.Close(),

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"sidegate/appliance/firewall"
 	"sidegate/appliance/netstate"
 	"sidegate/appliance/sysctl"
 )
@@ -71,6 +72,8 @@ type Box struct {
 	Problems   []string // what a running gateway says of itself; lines with the fix
 	// Before returns the programs that packets of an interface meet before the gateway's, or would if it was started now.
 	Before func(index int) ([]Program, error)
+
+	firewall func() (*firewall.Ruleset, error) // read once, for all checks that ask
 }
 
 // Marks are what the box's firewall can tell the gateway's packets by, and the nftables table that is the gateway's own.
@@ -96,6 +99,7 @@ const patience = 1800 * time.Millisecond
 func Examine(ctx context.Context, b *Box) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	b.firewall = sync.OnceValues(func() (*firewall.Ruleset, error) { return firewall.Read(ctx) })
 	results := make([][]Finding, len(checks))
 	var running sync.WaitGroup
 	for i, c := range checks {

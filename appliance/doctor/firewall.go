@@ -3,56 +3,41 @@ package doctor
 import (
 	"context"
 	"fmt"
-	"net/netip"
-
-	"golang.org/x/sys/unix"
+	"slices"
 
 	"sidegate/appliance/firewall"
 	"sidegate/appliance/netstate"
 )
 
-// outside are addresses of documentation (RFC 5737, RFC 3849): no firewall has rules about them.
-var outside = map[bool]netip.Addr{false: netip.MustParseAddr("198.51.100.1"), true: netip.MustParseAddr("2001:db8::1")}
-
-// crossing is a client's packet at one LAN interface, in one family, and the ways it may take.
+// crossing is a client's way through the box, from one LAN interface and in one family.
 type crossing struct {
 	box    *Box
 	rules  *firewall.Ruleset
 	lan    netstate.Link
-	uplink netstate.Link
-	client netip.AddrPort
-	server netip.AddrPort
+	direct firewall.Packet // the first of a connection that the gateway leaves to the kernel
 }
 
-func (c crossing) oneArmed() bool { return c.lan.Index == c.uplink.Index }
-
-// direct is a packet that the gateway leaves to the kernel.
-func (c crossing) direct(state firewall.State) firewall.Packet {
-	return firewall.Packet{
-		Source: c.client, Destination: c.server, Protocol: unix.IPPROTO_TCP, Mark: c.box.Marks.Direct, State: state,
-		In: firewall.Interface{Name: c.lan.Name, Index: c.lan.Index}, Out: firewall.Interface{Name: c.uplink.Name, Index: c.uplink.Index},
-	}
-}
+func (c crossing) oneArmed() bool { return c.direct.In == c.direct.Out }
 
 // steered is a packet that the gateway gives to its proxy.
 func (c crossing) steered() firewall.Packet {
-	p := c.direct(firewall.New)
+	p := c.direct
 	p.Mark, p.Steered, p.Out = c.box.Marks.Proxy, true, firewall.Interface{}
 	return p
 }
 
 // answer is what the proxy sends to the client, in the server's name.
 func (c crossing) answer() firewall.Packet {
-	return firewall.Packet{
-		Source: c.server, Destination: c.client, Protocol: unix.IPPROTO_TCP, State: firewall.Established,
-		Out: firewall.Interface{Name: c.lan.Name, Index: c.lan.Index},
-	}
+	p := c.direct
+	p.Source, p.Destination = p.Destination, p.Source
+	p.In, p.Out, p.Mark, p.State = firewall.Interface{}, p.In, 0, firewall.Established
+	return p
 }
 
 // crossings makes a check of the box's own firewall out of one that looks at one crossing.
 func crossings(look func(crossing) *Finding) func(context.Context, *Box) ([]Finding, error) {
-	return func(ctx context.Context, b *Box) ([]Finding, error) {
-		rules, err := firewall.Read(ctx)
+	return func(_ context.Context, b *Box) ([]Finding, error) {
+		rules, err := b.firewall()
 		if err != nil {
 			return nil, err
 		}
@@ -79,18 +64,17 @@ func crossings(look func(crossing) *Finding) func(context.Context, *Box) ([]Find
 }
 
 func (b *Box) crossing(rules *firewall.Ruleset, link netstate.Link, ipv6 bool) (crossing, bool) {
-	route, ok := b.Network.Default(ipv6)
-	if !ok {
+	route, _ := b.Network.Default(ipv6)
+	uplink, ok := b.Network.Link(route.LinkIndex)
+	own := slices.IndexFunc(b.Network.AddressesOf(link.Index), func(a netstate.Address) bool {
+		return a.Prefix.Addr().Is6() == ipv6 && !a.Prefix.Addr().IsLinkLocalUnicast()
+	})
+	if !ok || own < 0 {
 		return crossing{}, false
 	}
-	c := crossing{box: b, rules: rules, lan: link, server: netip.AddrPortFrom(outside[ipv6], 443)}
-	c.uplink, ok = b.Network.Link(route.LinkIndex)
-	for _, a := range b.Network.AddressesOf(link.Index) {
-		if a.Prefix.Addr().Is6() == ipv6 && !a.Prefix.Addr().IsLinkLocalUnicast() {
-			c.client = netip.AddrPortFrom(a.Prefix.Addr().Next(), 40000)
-		}
-	}
-	return c, ok && c.client.IsValid()
+	in, out := firewall.Interface{Name: link.Name, Index: link.Index}, firewall.Interface{Name: uplink.Name, Index: uplink.Index}
+	beside := b.Network.AddressesOf(link.Index)[own].Prefix.Addr()
+	return crossing{b, rules, link, firewall.FromClient(beside, in, out, b.Marks.Direct)}, true
 }
 
 // dropped is the finding that a rule drops packets of a mark.
@@ -110,15 +94,14 @@ func (c crossing) dropped(j firewall.Judgement, what, why string, mark uint32) *
 
 func firewallForward(c crossing) *Finding {
 	const why = "direct flows do not leave the box"
-	if f := c.dropped(c.rules.Forwarded(c.direct(firewall.New)), "direct packets", why, c.box.Marks.Direct); f != nil {
+	if f := c.dropped(c.rules.Forwarded(c.direct), "direct packets", why, c.box.Marks.Direct); f != nil {
 		return f
 	}
 	if !c.box.Asymmetric || !c.oneArmed() {
 		return nil
 	}
-	// What is dropped for its state alone the gateway exempts from the tracking of connections.
-	j := c.rules.Forwarded(c.direct(firewall.Invalid))
-	if c.rules.Forwarded(c.direct(firewall.Untracked)).Verdict != firewall.Dropped {
+	j, spared := c.rules.HalfSeen(c.direct)
+	if spared { // the gateway exempts them from the tracking of connections
 		return nil
 	}
 	return c.dropped(j, "what follows the first packet of a direct connection, whose other half does not pass here",
@@ -148,7 +131,7 @@ func masquerade(c crossing) *Finding {
 	if !c.box.Asymmetric || !c.oneArmed() {
 		return nil
 	}
-	j := c.rules.Without(c.box.Marks.OwnTable).Forwarded(c.direct(firewall.New))
+	j := c.rules.Without(c.box.Marks.OwnTable).Forwarded(c.direct)
 	if j.Verdict != firewall.Translated || !j.Certain {
 		return nil
 	}
@@ -160,8 +143,8 @@ func masquerade(c crossing) *Finding {
 }
 
 // legacyFirewall: what iptables-nft cannot translate cannot be judged.
-func legacyFirewall(ctx context.Context, _ *Box) ([]Finding, error) {
-	rules, err := firewall.Read(ctx)
+func legacyFirewall(_ context.Context, b *Box) ([]Finding, error) {
+	rules, err := b.firewall()
 	if err != nil || rules.Unread == "" {
 		return nil, err
 	}

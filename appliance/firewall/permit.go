@@ -41,7 +41,7 @@ func Permit(ctx context.Context, at Place, mark, mask uint32) error {
 		return fail(err)
 	}
 	for _, r := range rules {
-		if comment, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok && comment == comment4(mark) {
+		if comment, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok && comment == commentOf(mark) {
 			return nil
 		}
 	}
@@ -53,7 +53,7 @@ func Permit(ctx context.Context, at Place, mark, mask uint32) error {
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(mark)},
 			&expr.Verdict{Kind: expr.VerdictAccept},
 		},
-		UserData: userdata.AppendString(nil, userdata.TypeComment, comment4(mark)),
+		UserData: userdata.AppendString(nil, userdata.TypeComment, commentOf(mark)),
 	})
 	if err := c.Flush(); err != nil {
 		return fail(err)
@@ -78,7 +78,7 @@ func legacyRule(how string, at Place, mark, mask uint32) []string {
 	}
 }
 
-func comment4(mark uint32) string { return fmt.Sprintf("%s %#x", permitted, mark) }
+func commentOf(mark uint32) string { return fmt.Sprintf("%s %#x", permitted, mark) }
 
 // Command is what Permit does, for people.
 func Command(at Place, mark, mask uint32) string {

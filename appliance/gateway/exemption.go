@@ -4,8 +4,6 @@ import (
 	"context"
 	"net/netip"
 
-	"golang.org/x/sys/unix"
-
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/firewall"
 	"sidegate/appliance/netstate"
@@ -45,19 +43,9 @@ func (e *exemption) needed(ctx context.Context, way datapath.ReturnPath, lans []
 	return false
 }
 
-// spared reports whether a direct flow of a client beside this address is dropped if it is tracked, and not otherwise.
+// spared reports whether what follows the first packet of a client beside this address is dropped if it is tracked, and not otherwise.
 func spared(rules *firewall.Ruleset, link netstate.Link, beside netip.Addr) bool {
 	port := firewall.Interface{Name: link.Name, Index: link.Index}
-	outside := netip.MustParseAddr("198.51.100.1") // of documentation: no rule is about it
-	if beside.Is6() {
-		outside = netip.MustParseAddr("2001:db8::1")
-	}
-	becomes := func(state firewall.State) firewall.Judgement {
-		return rules.Forwarded(firewall.Packet{
-			Source: netip.AddrPortFrom(beside.Next(), 40000), Destination: netip.AddrPortFrom(outside, 443),
-			Protocol: unix.IPPROTO_TCP, In: port, Out: port, Mark: datapath.MarkDirect, State: state,
-		})
-	}
-	tracked := becomes(firewall.Invalid)
-	return tracked.Verdict == firewall.Dropped && tracked.Certain && becomes(firewall.Untracked).Verdict != firewall.Dropped
+	tracked, spared := rules.HalfSeen(firewall.FromClient(beside, port, port, datapath.MarkDirect))
+	return tracked.Verdict == firewall.Dropped && tracked.Certain && spared
 }

@@ -117,7 +117,7 @@ func TestFirewallHeals(t *testing.T) {
 func TestFirewallWithoutNAT(t *testing.T) {
 	d := opened(t)
 	for _, errno := range []unix.Errno{unix.ENOENT, unix.EOPNOTSUPP} {
-		d.firewall.dial = []nftables.ConnOption{nftables.WithTestDial(func([]netlink.Message) ([]netlink.Message, error) { return nil, errno })}
+		d.markTable.dial = []nftables.ConnOption{nftables.WithTestDial(func([]netlink.Message) ([]netlink.Message, error) { return nil, errno })}
 		apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}})
 		before := d.Generation()
 		err := d.Apply(context.Background(), Desired{Policy: &policy.Policy{Default: "direct"}, ReturnPath: Symmetric})
@@ -127,7 +127,7 @@ func TestFirewallWithoutNAT(t *testing.T) {
 		if d.Generation() != before {
 			t.Errorf("%v: refused, and in force", errno)
 		}
-		d.firewall = firewall{}
+		d.markTable = markTable{}
 	}
 }
 

@@ -14,13 +14,13 @@ import (
 	"sidegate/appliance/policy"
 )
 
-// firewall is the one nftables table that is ours, inet sidegate: it has what the kernel does to direct packets by their mark.
+// markTable is the one nftables table that is ours, inet sidegate: it has what the kernel does to direct packets by their mark.
 //
 // It is there only while it is needed, for NAT makes the kernel track every connection of the box. Once it translates it does
 // so until Close, whatever is wanted afterwards: a live flow keeps the return path that it began with, as long as its endpoints
 // keep it, and a translated packet that left as it is would reset its connection. The table has no owner, so it outlives a
 // crash of the daemon as the programs do, and who comes after finds it.
-type firewall struct {
+type markTable struct {
 	dial    []nftables.ConnOption // how to reach the kernel; none: in this thread's network namespace
 	applied bool                  // by this process; what a predecessor left may be of another version
 	wanted  map[string]string     // what apply last made of it, as read returns it
@@ -109,11 +109,11 @@ func (want *Desired) translates() bool {
 }
 
 // apply makes the table what want needs, in one transaction, and says whether it had to put it back.
-func (f *firewall) apply(want Desired) (restored []string, err error) {
-	if f.applied && len(f.wanted) == 0 && !want.translates() && !want.Untracked {
+func (m *markTable) apply(want Desired) (restored []string, err error) {
+	if m.applied && len(m.wanted) == 0 && !want.translates() && !want.Untracked {
 		return nil, nil
 	}
-	c, err := nftables.New(f.dial...)
+	c, err := nftables.New(m.dial...)
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables: %w", err)
 	}
@@ -122,9 +122,9 @@ func (f *firewall) apply(want Desired) (restored []string, err error) {
 		return nil, needsNAT(err)
 	}
 	wanted := map[string]string{}
-	_, before := f.wanted[translateChain]
+	_, before := m.wanted[translateChain]
 	_, inherited := have[translateChain]
-	if want.translates() || before || inherited && !f.applied {
+	if want.translates() || before || inherited && !m.applied {
 		for _, name := range translating {
 			wanted[name] = ownChains[name].comment
 		}
@@ -132,23 +132,23 @@ func (f *firewall) apply(want Desired) (restored []string, err error) {
 	if want.Untracked {
 		wanted[untrackedChain] = ownChains[untrackedChain].comment
 	}
-	if f.applied && maps.Equal(have, wanted) || have == nil && len(wanted) == 0 {
-		f.applied, f.wanted = true, wanted
+	if m.applied && maps.Equal(have, wanted) || have == nil && len(wanted) == 0 {
+		m.applied, m.wanted = true, wanted
 		return nil, nil
 	}
 	if err := write(c, wanted); err != nil {
 		return nil, needsNAT(err)
 	}
-	if f.applied && maps.Equal(f.wanted, wanted) {
+	if m.applied && maps.Equal(m.wanted, wanted) {
 		restored = []string{"the nftables table " + ownTable}
 	}
-	f.applied, f.wanted = true, wanted
+	m.applied, m.wanted = true, wanted
 	return restored, nil
 }
 
 // remove takes the table away. Connections that are translated end with it.
-func (f *firewall) remove() error {
-	c, err := nftables.New(f.dial...)
+func (m *markTable) remove() error {
+	c, err := nftables.New(m.dial...)
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
