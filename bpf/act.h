@@ -172,19 +172,35 @@ static __always_inline int proxy_tcp(struct __sk_buff *skb, const struct packet 
 	return state ? steer(skb) : to_listener(skb, p, flow);
 }
 
-/* The proxy gives each flow a connected socket; until it exists packets reach the listener. */
-static __always_inline int proxy_udp(struct __sk_buff *skb, const struct packet *p,
-				     struct flow *flow)
+/* The socket that the proxy has for just this flow, to be released. */
+static __always_inline struct bpf_sock *udp_socket(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size = tuple_of(p, &tuple);
 	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 
-	if (sk && sk->state == BPF_TCP_ESTABLISHED)
-		return assign(skb, p, sk);
+	if (!sk || sk->state == BPF_TCP_ESTABLISHED)
+		return sk;
+	bpf_sk_release(sk);
+	return NULL;
+}
+
+static __always_inline bool has_udp_socket(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock *sk = udp_socket(skb, p);
+
 	if (sk)
 		bpf_sk_release(sk);
-	return to_listener(skb, p, flow);
+	return sk;
+}
+
+/* Until the proxy has a socket for the flow, packets reach the listener. */
+static __always_inline int proxy_udp(struct __sk_buff *skb, const struct packet *p,
+				     struct flow *flow)
+{
+	struct bpf_sock *sk = udp_socket(skb, p);
+
+	return sk ? assign(skb, p, sk) : to_listener(skb, p, flow);
 }
 
 __noinline int proxy(struct __sk_buff *skb, const struct packet *p, struct flow *flow)

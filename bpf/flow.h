@@ -12,6 +12,7 @@
 #include "names.h"
 #include "parse.h"
 #include "policy.h"
+#include "quic.h"
 #include "types.h"
 #include "watch.h"
 
@@ -45,6 +46,23 @@ static __always_inline bool still_proxied(struct __sk_buff *skb, const struct pa
 	       tcp_socket_state(skb, p);
 }
 
+/*
+ * UDP has no SYN, but QUIC has Initials: a client that is past its handshake sends no more of them
+ * (RFC 9001 §4.9.1), so one that comes later begins another connection of the same ports.
+ */
+static __always_inline bool opens_quic(struct __sk_buff *skb, const struct packet *p,
+				       const struct flow *flow)
+{
+	return uses_name && sniff != SNIFF_OFF && flow->state == FLOW_ESTABLISHED &&
+	       quic_packet(skb, p) == QUIC_INITIAL;
+}
+
+static __always_inline bool is_opening(struct __sk_buff *skb, const struct packet *p,
+				       const struct flow *flow)
+{
+	return is_proxied_tcp(p, flow) || quic_packet(skb, p) != QUIC_OTHER;
+}
+
 static __always_inline int flow_continue(struct __sk_buff *skb, const struct packet *p,
 					 struct flow *flow)
 {
@@ -55,7 +73,7 @@ static __always_inline int flow_continue(struct __sk_buff *skb, const struct pac
 		watch(skb, p, flow);
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
 		flow->state = FLOW_CLOSING;
-	else if (flow->state == FLOW_OPENING && !is_proxied_tcp(p, flow))
+	else if (flow->state == FLOW_OPENING && !is_opening(skb, p, flow))
 		flow->state = FLOW_ESTABLISHED;
 	return act(skb, p, flow);
 }
@@ -146,6 +164,18 @@ static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p
 	bpf_map_update_elem(&crowd_flows, &p->key, flow, BPF_ANY);
 }
 
+/*
+ * Whether the proxy has a socket for a UDP flow that is to be forwarded: somebody spoke to the client
+ * through its upstream before the client spoke to him, or the flow's entry was lost. The kernel would
+ * find that socket (early demux), and ip_forward drops what has one.
+ */
+static __always_inline bool must_be_handed_over(struct __sk_buff *skb, const struct packet *p,
+						const struct flow *flow)
+{
+	return flow->verdict == VERDICT_DIRECT && p->key.protocol == IPPROTO_UDP && !p->fragment &&
+	       has_udp_socket(skb, p);
+}
+
 /* Decides a flow and records it. `old` is what an earlier connection of the same ports left. */
 __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct flow *old)
 {
@@ -167,6 +197,8 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	reason = flow_decide(skb, p, &flow);
 	if (reason)
 		return drop(reason);
+	if (must_be_handed_over(skb, p, &flow))
+		flow.verdict = VERDICT_SNIFF;
 	if (old && still_proxied(skb, p, &flow, old)) {
 		flow.verdict = old->verdict;
 		flow.outbound = old->outbound;
@@ -253,7 +285,7 @@ static __always_inline int flow_packet(struct __sk_buff *skb, const struct packe
 	if (is_question(&p->key))
 		return question(skb, p);
 	flow = flow_lookup(&p->key);
-	if (flow && !opens_tcp(p))
+	if (flow && !opens_tcp(p) && !opens_quic(skb, p, flow))
 		return flow_continue(skb, p, flow);
 	if (!flow && p->key.protocol == IPPROTO_TCP && !opens_tcp(p))
 		return unseen_tcp(skb, p);

@@ -9,13 +9,10 @@
 #include "config.h"
 #include "maps.h"
 #include "parse.h"
+#include "quic.h"
 #include "types.h"
 
 #define DNS_PORT 53
-
-/* RFC 9000 §14.1: a client's first datagrams are no shorter. */
-#define QUIC_INITIAL_BYTES 1200
-#define QUIC_LONG_HEADER 0xc0 /* and the fixed bit, RFC 9000 §17.2 */
 
 static __always_inline bool is_question(const struct flow_key *key)
 {
@@ -65,15 +62,8 @@ static __noinline __u64 find_name(const struct packet *p, const __u8 *mac)
 /* Any TCP connection; of UDP only what begins like QUIC, all else has no name to tell. */
 static __always_inline bool can_sniff(struct __sk_buff *skb, const struct packet *p)
 {
-	__u8 first;
-
-	if (p->key.protocol == IPPROTO_TCP)
-		return true;
-	if (p->key.protocol != IPPROTO_UDP || p->fragment ||
-	    p->end < p->transport + sizeof(struct udphdr) + QUIC_INITIAL_BYTES)
-		return false;
-	return load(skb, p, p->transport + sizeof(struct udphdr), &first, sizeof(first)) &&
-	       (first & QUIC_LONG_HEADER) == QUIC_LONG_HEADER;
+	return p->key.protocol == IPPROTO_TCP ||
+	       (quic_packet(skb, p) != QUIC_OTHER && quic_fills_initial(p));
 }
 
 #endif

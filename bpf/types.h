@@ -100,7 +100,8 @@ struct flow_key {
 enum flow_state {
 	FLOW_INVALID = 0,
 	FLOW_OPENING = 1, /* nothing but the first packet's kind was seen */
-	FLOW_ESTABLISHED = 2, /* TCP past its SYN; UDP with more than one packet */
+	FLOW_ESTABLISHED =
+		2, /* TCP past its SYN, QUIC its handshake; other UDP with more than one packet */
 	FLOW_CLOSING = 3, /* TCP after a FIN or RST of the client */
 };
 

@@ -1,6 +1,8 @@
 package datapath
 
 import (
+	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -81,6 +83,14 @@ func TestTrustIsInForceAtOnce(t *testing.T) {
 	}
 }
 
+// quic is a datagram of n bytes that begins like one of QUIC.
+func quic(first byte, version uint32, n int) []byte {
+	b := make([]byte, n)
+	b[0] = first
+	binary.BigEndian.PutUint32(b[1:], version)
+	return b
+}
+
 // TestOnlyInitialsAreSniffed: what is shorter than any QUIC client's beginning, or has another header, has no name to
 // tell.
 func TestOnlyInitialsAreSniffed(t *testing.T) {
@@ -90,15 +100,55 @@ func TestOnlyInitialsAreSniffed(t *testing.T) {
 		payload []byte
 		want    gatewayVerdict
 	}{
-		"an Initial":     {append([]byte{0xc0}, make([]byte, 1199)...), gatewayVerdictVERDICT_SNIFF},
-		"one byte less":  {append([]byte{0xc0}, make([]byte, 1198)...), gatewayVerdictVERDICT_DIRECT},
-		"a short header": {append([]byte{0x40}, make([]byte, 1199)...), gatewayVerdictVERDICT_DIRECT},
-		"no fixed bit":   {append([]byte{0x80}, make([]byte, 1199)...), gatewayVerdictVERDICT_DIRECT},
+		"an Initial":          {quic(0xc0, 1, 1200), gatewayVerdictVERDICT_SNIFF},
+		"QUIC 2":              {quic(0xd0, 0x6b3343cf, 1200), gatewayVerdictVERDICT_SNIFF},
+		"0-RTT that overtook": {quic(0xd0, 1, 1200), gatewayVerdictVERDICT_SNIFF},
+		"one byte less":       {quic(0xc0, 1, 1199), gatewayVerdictVERDICT_DIRECT},
+		"a short header":      {quic(0x40, 1, 1200), gatewayVerdictVERDICT_DIRECT},
+		"no fixed bit":        {quic(0x80, 1, 1200), gatewayVerdictVERDICT_DIRECT},
+		"a draft's version":   {quic(0xc0, 0xff00001d, 1200), gatewayVerdictVERDICT_DIRECT},
 	} {
 		p := udpPacket("192.168.0.3:5000", "203.0.113.9:443")
 		p.payload = c.payload
 		if got := verdictOf(t, d, p); got != c.want {
 			t.Errorf("%s: verdict %d, want %d", name, got, c.want)
+		}
+	}
+}
+
+// TestNextConnectionIsDecided: an Initial that comes after the handshake is another connection's, and is to be sniffed again; one that comes
+// in the handshake is the same connection's, and stays with its verdict.
+func TestNextConnectionIsDecided(t *testing.T) {
+	d := opened(t)
+	apply(t, d, Desired{Policy: namesPolicy(t), Sniff: SniffUnknown})
+	for version, initial := range map[uint32]byte{1: 0xc0, 0x6b3343cf: 0xd0} {
+		p := udpPacket(fmt.Sprintf("192.168.0.3:%d", 5000+version%10), "203.0.113.9:443")
+		for i, c := range []struct {
+			what  string
+			first byte
+			want  gatewayVerdict
+		}{
+			{"the first", initial, gatewayVerdictVERDICT_SNIFF},
+			{"another, to be acknowledged", initial, gatewayVerdictVERDICT_DIRECT},
+			{"of the handshake", 0xe0, gatewayVerdictVERDICT_DIRECT},
+			{"an Initial beside it", initial, gatewayVerdictVERDICT_DIRECT},
+			{"past it", 0x40, gatewayVerdictVERDICT_DIRECT},
+			{"of the handshake, late", 0xe0, gatewayVerdictVERDICT_DIRECT},
+			{"the next connection's", initial, gatewayVerdictVERDICT_SNIFF},
+			{"and its second", initial, gatewayVerdictVERDICT_DIRECT},
+			{"past its handshake, without the fixed bit", 0x00, gatewayVerdictVERDICT_DIRECT},
+		} {
+			p.payload = quic(c.first, version, 1200)
+			d.run(t, p.bytes())
+			a, ok := d.Assigned(policy.UDP, p.src, p.dst)
+			if !ok || a.verdict != c.want {
+				t.Fatalf("version %#x, packet %d, %s: verdict %d (%v), want %d", version, i+1, c.what, a.verdict, ok, c.want)
+			}
+			if a.Sniff {
+				if outbound, _, err := d.Decide(a, ""); err != nil || outbound != policy.OutboundDirect {
+					t.Fatalf("decided %s, %v", outbound, err)
+				}
+			}
 		}
 	}
 }

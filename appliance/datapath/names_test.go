@@ -65,7 +65,7 @@ func namesPolicy(t testing.TB) *policy.Policy {
 // quicInitial looks like one to the programs.
 func quicInitial(src, dst string) packet {
 	p := udpPacket(src, dst)
-	p.payload = append([]byte{0xc0}, make([]byte, 1199)...)
+	p.payload = quic(0xc0, 1, 1200)
 	return p
 }
 

@@ -169,7 +169,7 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sn
 	pkt := packetOf(f)
 	sniffable := f.Network == policy.TCP
 	if f.Network == policy.UDP && cases.all%2 == 0 {
-		pkt.payload, sniffable = append([]byte{0xc3}, make([]byte, 1199)...), true
+		pkt.payload, sniffable = quic(0xc3, 1, 1200), true
 	}
 	pupil := clientOf(gatewayFlowKey{Source: addressOf(f.Source.Addr())}, gatewayFlow{ClientMac: f.SourceMAC})
 	if len(f.Names) > 0 && cases.named%2 == 0 {

@@ -3,6 +3,7 @@ package endtoend
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"sidegate/appliance/admin"
 	"sidegate/appliance/lab"
 )
 
@@ -105,6 +107,72 @@ func TestProxiedThroughHTTPConnect(t *testing.T) {
 		a := p.Src.Addr()
 		return a == w.laptop().Addr4() || a == w.laptop().Addr6()
 	})
+}
+
+// TestRemoteThatSpeaksFirst: somebody answers a client through the upstream before the client has written to him, as peers do that
+// learn of each other from a third, and by the rules he is reached directly. Both hear each other all the same. What breaks it is the
+// proxy's socket for what he said: the kernel takes the client's packets for it, and does not forward them.
+func TestRemoteThatSpeaksFirst(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	need(t, err)
+	dante, err := w.upstream().StartDante(t.Context(), lab.DanteOptions{AnyPeer: true})
+	need(t, err)
+	w.start(t, fmt.Sprintf("interfaces: { lan: auto }\noutbounds: { hk: { url: %q } }\ndefault: hk\nrules: [{ name: peers, port: 9000, outbound: direct }]\n",
+		dante.URL("socks5", lab.Credentials{})))
+	for family, addr := range both(w.laptop(), w.server()) {
+		peer, err := w.server().ListenUDP(t.Context(), "udp", netip.AddrPortFrom(addr[1], 9000).String())
+		need(t, err)
+		t.Cleanup(func() { peer.Close() })
+		c, err := w.laptop().ListenUDP(t.Context(), "udp", netip.AddrPortFrom(addr[0], 0).String())
+		need(t, err)
+		t.Cleanup(func() { c.Close() })
+		say := func(from *net.UDPConn, what string, to netip.AddrPort, hears *net.UDPConn) (sender netip.AddrPort) {
+			t.Helper()
+			_, err := from.WriteToUDPAddrPort([]byte(what), to)
+			need(t, err)
+			need(t, hears.SetReadDeadline(time.Now().Add(5*time.Second)))
+			b := make([]byte, 100)
+			n, sender, err := hears.ReadFromUDPAddrPort(b)
+			if err != nil || string(b[:n]) != what {
+				t.Fatalf("%s: %q was heard as %q from %s: %v", family, what, b[:n], sender, err)
+			}
+			return netip.AddrPortFrom(sender.Addr().Unmap(), sender.Port())
+		}
+		at := netip.AddrPortFrom(addr[1], 9000)
+		say(c, "where am I?", netip.AddrPortFrom(addr[1], 7), c)
+		senders := echo.Senders()
+		if from := say(peer, "here", senders[len(senders)-1], c); from != at {
+			t.Fatalf("%s: heard %s, want %s", family, from, at)
+		}
+		client := netip.AddrPortFrom(addr[0], uint16(c.LocalAddr().(*net.UDPAddr).Port))
+		for _, what := range []string{"directly", "and again"} {
+			if from := say(c, what, at, peer); from != client {
+				t.Errorf("%s: the peer heard %s, want %s", family, from, client)
+			}
+		}
+		say(peer, "directly too", client, c)
+
+		// What he still says through the upstream goes nowhere, and takes nothing from those who speak directly.
+		refused := refusals(t, w, "not_proxied")
+		_, err = peer.WriteToUDPAddrPort([]byte("too late"), senders[len(senders)-1])
+		need(t, err)
+		need(t, lab.Wait(within(t, 10*time.Second), "it to be refused", func() error {
+			if refusals(t, w, "not_proxied") == refused {
+				return errors.New("status counts nothing")
+			}
+			return nil
+		}))
+		say(c, "still directly", at, peer)
+	}
+}
+
+// refusals is how often the proxy has refused something for a reason.
+func refusals(t *testing.T, w world, reason string) uint64 {
+	t.Helper()
+	var status admin.Status
+	need(t, json.Unmarshal([]byte(w.cli(t, "status", "--json")), &status))
+	return status.Proxy.Refused[reason]
 }
 
 // TestProxiedThousandConnections: 1,000 at once, 200 MB each way, unchanged.

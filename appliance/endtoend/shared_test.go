@@ -65,6 +65,33 @@ func TestTwoNamesOnOneAddress(t *testing.T) {
 	}
 }
 
+// TestPortUsedAgain: a client's next QUIC connection that has the ports of its last one, as happens by chance once in some thousand, is a
+// connection of its own, whether the last one was proxied or had been given to the kernel. What breaks it is to take the ports for
+// the connection: UDP has no SYN that would tell.
+func TestPortUsedAgain(t *testing.T) {
+	w := newNamesWorld(t)
+	shared := w.server().Addr4()
+	sites := []string{"one.direct.test", "two.proxied.test", "three.direct.test", "four.proxied.test"}
+	var zone []string
+	for _, site := range sites {
+		zone = append(zone, site+". 300 A "+shared.String())
+	}
+	w.serveNames(t, false, zone...)
+	w.serveSites(t, sites...)
+	w.startWith(t, nameRules, "default: direct")
+	for _, site := range sites {
+		need(t, lookUp(t.Context(), w.laptop(), site, shared))
+	}
+	for i := range 3 * len(sites) {
+		site := sites[i%len(sites)]
+		v, _, err := w.laptop().VisitHTTP3(within(t, 10*time.Second), 40000, site, netip.AddrPortFrom(shared, 443))
+		need(t, err)
+		if got := w.outcome(v, nil); got != domainOf(site) {
+			t.Errorf("visit %d, of %s: %s", i+1, site, got)
+		}
+	}
+}
+
 // tally counts verdicts; last is a wrong one.
 type tally struct {
 	right, wrong int

@@ -60,7 +60,7 @@ func (w *namesWorld) visitAt(ctx context.Context, from *lab.Host, protocol, name
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if protocol == "h3" {
-		return from.VisitHTTP3(ctx, name, netip.AddrPortFrom(at, 443))
+		return from.VisitHTTP3(ctx, 0, name, netip.AddrPortFrom(at, 443))
 	}
 	authority, err := w.Authority()
 	if err != nil {

@@ -133,11 +133,11 @@ func TestWebServers(t *testing.T) {
 	if page, err := laptop.Curl(brief(t), unbound.Addr4.Addr(), "https://one.test/"); err != nil || page != "<p>one" {
 		t.Errorf("the page is %q, %v", page, err)
 	}
-	got, took, err := laptop.VisitHTTP3(brief(t), "two.test", at)
+	got, took, err := laptop.VisitHTTP3(brief(t), 0, "two.test", at)
 	if want := (Visit{laptop.Addr4(), "two.test", "HTTP/3.0"}); err != nil || got != want || took <= 0 {
 		t.Errorf("by HTTP/3: %v in %v, %v, want %v", got, took, err, want)
 	}
-	if _, _, err := laptop.VisitHTTP3(brief(t), "three.test", at); err == nil {
+	if _, _, err := laptop.VisitHTTP3(brief(t), 0, "three.test", at); err == nil {
 		t.Error("a certificate for other names was taken")
 	}
 }

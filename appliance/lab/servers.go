@@ -115,6 +115,7 @@ type DanteOptions struct {
 	Port        uint16
 	Credentials Credentials // SOCKS5 user and password (RFC 1929)
 	Resolver    netip.Addr  // whom it asks for names; none: it reaches addresses only
+	AnyPeer     bool        // passes on UDP from whoever sends it, and not only from those whom the client has written to
 }
 
 // StartDante starts a SOCKS5 server with CONNECT and UDP ASSOCIATE, reached over either family and reaching both.
@@ -126,7 +127,10 @@ func (h *Host) StartDante(ctx context.Context, o DanteOptions) (*Daemon, error) 
 	if o.Port == 0 {
 		o.Port = 1080
 	}
-	method, device := "none", h.interfaces[0].Name
+	method, device, connect := "none", h.interfaces[0].Name, "yes"
+	if o.AnyPeer {
+		connect = "no"
+	}
 	if o.Credentials.User != "" {
 		method = "username"
 	}
@@ -137,12 +141,13 @@ external.protocol: ipv4 ipv6
 external: %[1]s
 clientmethod: none
 socksmethod: %[3]s
+udp.connectdst: %[4]s
 user.privileged: root
 user.unprivileged: nobody
 client pass { from: 0/0 to: 0/0 }
 socks pass { from: 0/0 to: 0/0 command: connect udpassociate bind }
 socks pass { from: 0/0 to: 0/0 command: udpreply bindreply }
-`, device, o.Port, method)
+`, device, o.Port, method, connect)
 	path := h.lab.file("danted", ".conf")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return nil, err

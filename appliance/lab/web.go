@@ -180,9 +180,9 @@ func (h *Host) certificates(names []string) (all []tls.Certificate, err error) {
 	return all, nil
 }
 
-// VisitHTTP3 asks for https://name/whoami at an address by HTTP/3, on a new connection, and says how long it was from
-// the first packet to the answer.
-func (h *Host) VisitHTTP3(ctx context.Context, name string, at netip.AddrPort) (_ Visit, _ time.Duration, err error) {
+// VisitHTTP3 asks for https://name/whoami at an address by HTTP/3, on a new connection from a port (0: any free one), and says how
+// long it was from the first packet to the answer.
+func (h *Host) VisitHTTP3(ctx context.Context, port uint16, name string, at netip.AddrPort) (_ Visit, _ time.Duration, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("visiting %s at %s from %s by HTTP/3: %w", name, at, h.name, err)
@@ -192,7 +192,7 @@ func (h *Host) VisitHTTP3(ctx context.Context, name string, at netip.AddrPort) (
 	if err != nil {
 		return Visit{}, 0, err
 	}
-	socket, err := h.ListenUDP(ctx, "udp", ":0")
+	socket, err := h.ListenUDP(ctx, "udp", fmt.Sprintf(":%d", port))
 	if err != nil {
 		return Visit{}, 0, err
 	}

@@ -33,8 +33,8 @@ import (
 type Verdicts interface {
 	// Flow is what the policy wants of a new flow. It must not block. ok is false if the flow is unknown,
 	// or none of the proxy's: it is refused. It is asked once per flow, but for UDP again about each
-	// datagram that was on its way here when Decide gave the flow to the kernel, and then must say what
-	// Decide said.
+	// datagram that was on its way here when Decide gave the flow to the kernel, and when a remote that the client's
+	// flow to may be the kernel's has sent something through an upstream: then it must say that the flow is direct.
 	Flow(network policy.Network, client, destination netip.AddrPort) (route Route, ok bool)
 	// Decide is asked about a flow that was to be sniffed, with what its first bytes told, and records its answer in the datapath. For TCP it may look the name up, until
 	// ctx ends; for UDP it must not block. ok is false if the flow is to be refused; Sniff is not

@@ -4,6 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
+	"sidegate/appliance/sniff"
 )
 
 // flow is one client endpoint and one remote: a socket between them, and the session that its
@@ -18,6 +19,7 @@ type flow struct {
 	used    int64 // last datagram either way
 	over    bool
 	unasked bool // the remote began it: the policy has not been asked about the client's side
+	past    bool // if it is QUIC, the client is past its handshake
 
 	header []byte   // before each datagram to the remote; built when the session is open
 	down   [][]byte // what of the current batch goes to the client
@@ -88,8 +90,36 @@ func (s *shard) received(first, end int) [][]byte {
 	return s.payloads
 }
 
-// up sends datagrams of the client to the remote.
+// up sends datagrams of the client to the remote. Where another QUIC connection begins in them, the flow ends, for that one may be
+// meant for another site, and is a flow of its own.
 func (f *flow) up(payloads [][]byte, now int64) {
+	next := f.nextConnection(payloads)
+	if next > 0 {
+		f.send(payloads[:next], now)
+	}
+	if next < len(payloads) {
+		f.shard.flush() // the session may end now, with the flow
+		f.end()
+		f.shard.arrived(f.key, payloads[next:], now)
+	}
+}
+
+// nextConnection is where another connection begins; at the end, if none does.
+func (f *flow) nextConnection(payloads [][]byte) int {
+	for i, p := range payloads {
+		switch sniff.QUICDatagram(p) {
+		case sniff.InitialDatagram:
+			if f.past {
+				return i
+			}
+		case sniff.OtherDatagram:
+			f.past = true
+		}
+	}
+	return len(payloads)
+}
+
+func (f *flow) send(payloads [][]byte, now int64) {
 	if f.unasked && !f.settle(payloads, now) {
 		return
 	}

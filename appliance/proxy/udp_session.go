@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/outbound"
+	"sidegate/appliance/policy"
 )
 
 type sessionKey struct {
@@ -263,6 +264,10 @@ func (x *session) answering(remote endpoint, now int64) *flow {
 	}
 	if s.holding.flows[key] != nil { // a moment, and it is known whether the client may talk to it
 		s.server().refuse(NotProxied, 1)
+		return nil
+	}
+	if route, ok := s.server().flow(policy.UDP, key.client.addrPort(), remote.addrPort()); ok && !route.Sniff && route.Outbound == policy.OutboundDirect {
+		s.server().refuse(NotProxied, 1) // a socket of ours would take the client's packets from the kernel, which forwards them
 		return nil
 	}
 	if !plausible(remote.addrPort()) || remote.is4() != key.client.is4() {

@@ -200,7 +200,7 @@ func FuzzQUIC(f *testing.F) {
 		var last Result
 		for r := newReader(b); r.more(); {
 			d := r.take(min(r.number(2), len(b)-min(r.at, len(b))))
-			LooksLikeInitial(d)
+			QUICDatagram(d)
 			before := bytes.Clone(d)
 			got := q.Datagram(d)
 			checkForm(t, got)

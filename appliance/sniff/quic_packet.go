@@ -35,14 +35,29 @@ func versionOf(number uint32) *quicVersion {
 	return nil
 }
 
-// LooksLikeInitial says whether a datagram begins as a client's first one does: a long header with the fixed bit, the type Initial
-// of a version that is known here, in at least 1200 bytes (RFC 9000 sections 14.1 and 17.2.2; RFC 9369 section 3.2).
-func LooksLikeInitial(b []byte) bool {
-	if len(b) < minInitial || !isLong(b[0]) {
-		return false
+// Datagram is what a client's datagram begins with, as far as it shows without keys.
+type Datagram uint8
+
+const (
+	OtherDatagram     Datagram = iota // past the handshake, of an unknown version, or no QUIC at all
+	HandshakeDatagram                 // a long header of a version that is known here
+	InitialDatagram                   // and an Initial, in at least 1200 bytes: RFC 9000 sections 14.1 and 17.2.2, RFC 9369 section 3.2
+)
+
+// QUICDatagram looks at a datagram's first packet. A client that has sent something after its handshake sends no more Initials
+// (RFC 9001 section 4.9.1), so one that comes then begins another connection. bpf/quic.h says the same.
+func QUICDatagram(b []byte) Datagram {
+	if len(b) < 5 || !isLong(b[0]) {
+		return OtherDatagram
 	}
 	v := versionOf(binary.BigEndian.Uint32(b[1:]))
-	return v != nil && longType(b[0]) == v.initial
+	switch {
+	case v == nil:
+		return OtherDatagram
+	case longType(b[0]) == v.initial && len(b) >= minInitial:
+		return InitialDatagram
+	}
+	return HandshakeDatagram
 }
 
 func isLong(first byte) bool   { return first&0xc0 == 0xc0 } // form and fixed bit

@@ -92,7 +92,7 @@ func TestQUICOfTheRFCs(t *testing.T) {
 	for _, name := range []string{"rfc9001-a2.hex", "rfc9369-a2.hex"} {
 		t.Run(name, func(t *testing.T) {
 			b := readHex(t, name)
-			if !LooksLikeInitial(b) {
+			if QUICDatagram(b) != InitialDatagram {
 				t.Error("it does not look like an Initial")
 			}
 			before := bytes.Clone(b)
@@ -105,7 +105,7 @@ func TestQUICOfTheRFCs(t *testing.T) {
 			for n := range b {
 				var q QUIC
 				check(t, q.Datagram(b[:n:n]), Result{Status: Nothing})
-				if LooksLikeInitial(b[:n:n]) {
+				if QUICDatagram(b[:n:n]) == InitialDatagram {
 					t.Errorf("%d bytes look like an Initial", n)
 				}
 			}
@@ -372,26 +372,26 @@ func TestQUICDerivesKeysOnce(t *testing.T) {
 	}
 }
 
-func TestLooksLikeInitial(t *testing.T) {
+func TestQUICDatagram(t *testing.T) {
 	b := initial{version: v1, destination: someID, size: 1200}.seal(t)
 	for _, c := range []struct {
 		what   string
 		change func(b []byte) []byte
-		want   bool
+		want   Datagram
 	}{
-		{"v1", func(b []byte) []byte { return b }, true},
-		{"larger", func(b []byte) []byte { return append(b, 0) }, true},
-		{"smaller", func(b []byte) []byte { return b[:1199] }, false},
-		{"empty", func([]byte) []byte { return nil }, false},
-		{"short header", func(b []byte) []byte { b[0] &^= 0x80; return b }, false},
-		{"no fixed bit", func(b []byte) []byte { b[0] &^= 0x40; return b }, false},
-		{"0-RTT", func(b []byte) []byte { b[0] |= 0x10; return b }, false},
-		{"v2's Retry", func(b []byte) []byte { copy(b[1:], "\x6b\x33\x43\xcf"); return b }, false},
-		{"v2", func(b []byte) []byte { copy(b[1:], "\x6b\x33\x43\xcf"); b[0] |= 0x10; return b }, true},
-		{"version negotiation", func(b []byte) []byte { copy(b[1:], "\x00\x00\x00\x00"); return b }, false},
-		{"a draft", func(b []byte) []byte { copy(b[1:], "\xff\x00\x00\x1d"); return b }, false},
+		{"v1", func(b []byte) []byte { return b }, InitialDatagram},
+		{"larger", func(b []byte) []byte { return append(b, 0) }, InitialDatagram},
+		{"smaller", func(b []byte) []byte { return b[:1199] }, HandshakeDatagram},
+		{"empty", func([]byte) []byte { return nil }, OtherDatagram},
+		{"short header", func(b []byte) []byte { b[0] &^= 0x80; return b }, OtherDatagram},
+		{"no fixed bit", func(b []byte) []byte { b[0] &^= 0x40; return b }, OtherDatagram},
+		{"0-RTT", func(b []byte) []byte { b[0] |= 0x10; return b }, HandshakeDatagram},
+		{"v2's Retry", func(b []byte) []byte { copy(b[1:], "\x6b\x33\x43\xcf"); return b }, HandshakeDatagram},
+		{"v2", func(b []byte) []byte { copy(b[1:], "\x6b\x33\x43\xcf"); b[0] |= 0x10; return b }, InitialDatagram},
+		{"version negotiation", func(b []byte) []byte { copy(b[1:], "\x00\x00\x00\x00"); return b }, OtherDatagram},
+		{"a draft", func(b []byte) []byte { copy(b[1:], "\xff\x00\x00\x1d"); return b }, OtherDatagram},
 	} {
-		if got := LooksLikeInitial(c.change(bytes.Clone(b))); got != c.want {
+		if got := QUICDatagram(c.change(bytes.Clone(b))); got != c.want {
 			t.Errorf("%s: %v", c.what, got)
 		}
 	}

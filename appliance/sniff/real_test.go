@@ -59,7 +59,7 @@ func TestChromiumQUIC(t *testing.T) {
 	for range 2 {
 		var q sniff.QUIC
 		for i, b := range datagrams {
-			if !sniff.LooksLikeInitial(b) {
+			if sniff.QUICDatagram(b) != sniff.InitialDatagram {
 				t.Errorf("datagram %d does not look like an Initial", i+1)
 			}
 			got := q.Datagram(b)
@@ -247,7 +247,7 @@ func TestQUICGo(t *testing.T) {
 			if got, _ := feed(sent); got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
-			if !sniff.LooksLikeInitial(sent[0]) {
+			if sniff.QUICDatagram(sent[0]) != sniff.InitialDatagram {
 				t.Error("the first datagram does not look like an Initial")
 			}
 
@@ -293,7 +293,7 @@ func TestQUICGoToNobody(t *testing.T) {
 func destination(b []byte) []byte { return b[6:][:b[5]] }
 
 func hasToken(b []byte) bool {
-	if !sniff.LooksLikeInitial(b) {
+	if sniff.QUICDatagram(b) != sniff.InitialDatagram {
 		return false
 	}
 	rest := b[6+int(b[5]):]
