@@ -3,6 +3,7 @@
 #ifndef SIDEGATE_CLIENT_H
 #define SIDEGATE_CLIENT_H
 
+#include "bpf_endian.h"
 #include "bpf_helpers.h"
 #include "config.h"
 #include "maps.h"
@@ -11,9 +12,20 @@
 
 #define SECOND 1000000000ULL
 
+/* By whatever address it speaks, the box itself is one client. */
+static __always_inline void client_box(struct client_key *key)
+{
+	key->w[2] = bpf_htonl(0xffff);
+	key->w[3] = bpf_htonl(OWN_SOURCE4);
+}
+
 static __always_inline void client_identify(const struct packet *p, const __u8 *mac,
 					    struct client_key *key)
 {
+	if (p->own) {
+		client_box(key);
+		return;
+	}
 	__builtin_memcpy(key->w, mac, 6);
 	if (key->w[0] || key->w[1])
 		return;
@@ -29,7 +41,7 @@ static __always_inline struct client *client_of(struct __sk_buff *skb, const str
 	struct client fresh = {}, *client;
 	__u8 mac[6] = {};
 
-	if (p->link_length)
+	if (p->link_length && !p->own)
 		bpf_skb_load_bytes(skb, 6, mac, sizeof(mac));
 	client_identify(p, mac, &key);
 	client = bpf_map_lookup_elem(&clients, &key);

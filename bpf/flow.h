@@ -4,6 +4,7 @@
 #define SIDEGATE_FLOW_H
 
 #include "act.h"
+#include "address.h"
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
 #include "client.h"
@@ -63,8 +64,8 @@ static __always_inline bool is_opening(struct __sk_buff *skb, const struct packe
 	return is_proxied_tcp(p, flow) || quic_packet(skb, p) != QUIC_OTHER;
 }
 
-static __always_inline int flow_continue(struct __sk_buff *skb, const struct packet *p,
-					 struct flow *flow)
+static __always_inline void flow_seen(struct __sk_buff *skb, const struct packet *p,
+				      struct flow *flow)
 {
 	flow->last_seen = bpf_jiffies64();
 	flow->packets++;
@@ -75,6 +76,12 @@ static __always_inline int flow_continue(struct __sk_buff *skb, const struct pac
 		flow->state = FLOW_CLOSING;
 	else if (flow->state == FLOW_OPENING && !is_opening(skb, p, flow))
 		flow->state = FLOW_ESTABLISHED;
+}
+
+static __always_inline int flow_continue(struct __sk_buff *skb, const struct packet *p,
+					 struct flow *flow)
+{
+	flow_seen(skb, p, flow);
 	return act(skb, p, flow);
 }
 
@@ -192,6 +199,8 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
 	flow.last_seen = flow.first_seen;
+	if (is_own_source(&p->key.source))
+		return drop(REASON_OWN_FORGED);
 	if (is_own(&p->key.destination) || is_published(p))
 		return pass();
 	reason = flow_decide(skb, p, &flow);
@@ -251,7 +260,9 @@ __noinline int question(struct __sk_buff *skb, const struct packet *p)
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
-	if (is_resolver(&p->key.source))
+	if (!p->own && is_own_source(&p->key.source))
+		return drop(REASON_OWN_FORGED);
+	if (!p->own && is_resolver(&p->key.source))
 		return pass_marked(skb, direct_mark);
 	if (is_published(p)) /* a name server's answer to a resolver that asks from this port */
 		return pass();
@@ -261,7 +272,7 @@ __noinline int question(struct __sk_buff *skb, const struct packet *p)
 	if (p->key.protocol == IPPROTO_TCP && tcp_socket_state(skb, p))
 		return steer(skb);
 	result = to_listener(skb, p, &flow);
-	if (result == TCX_NEXT)
+	if (result == TCX_NEXT && !p->own)
 		remember_asker(skb, p);
 	return result;
 }

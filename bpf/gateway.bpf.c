@@ -6,11 +6,14 @@
 #include "bpf_helpers.h"
 #include "config.h"
 #include "flow.h"
+#include "list.h"
+#include "loopback.h"
 #include "maps.h"
 #include "parse.h"
 #include "policy.h"
 #include "redirect.h"
 #include "related.h"
+#include "socket.h"
 #include "types.h"
 
 static __always_inline int gate(struct __sk_buff *skb, __u32 link_length)
@@ -53,6 +56,79 @@ SEC("tcx/ingress")
 int lan_ip(struct __sk_buff *skb)
 {
 	return gate(skb, 0);
+}
+
+/* Ingress of lo: what the box itself sends by the gateway. */
+SEC("tcx/ingress")
+int own_loopback(struct __sk_buff *skb)
+{
+	return own_gate(skb);
+}
+
+SEC("cgroup/connect4")
+int own_connect4(struct bpf_sock_addr *ctx)
+{
+	struct packet p = {};
+
+	return socket_meets4(ctx, &p) ? socket_connect(ctx, &p) : ALLOW;
+}
+
+SEC("cgroup/connect6")
+int own_connect6(struct bpf_sock_addr *ctx)
+{
+	struct packet p = {};
+
+	return socket_meets6(ctx, &p) ? socket_connect(ctx, &p) : ALLOW;
+}
+
+SEC("cgroup/sendmsg4")
+int own_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct packet p = {};
+	int result;
+
+	if (!socket_meets4(ctx, &p))
+		return ALLOW;
+	result = socket_send(ctx, &p);
+	return result == SEND_STEER ? socket_steer4(ctx, &p) : result;
+}
+
+SEC("cgroup/sendmsg6")
+int own_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct packet p = {};
+	int result;
+
+	if (!socket_meets6(ctx, &p))
+		return ALLOW;
+	result = socket_send(ctx, &p);
+	return result == SEND_STEER ? socket_steer6(ctx, &p) : result;
+}
+
+SEC("cgroup/getsockname4")
+int own_getsockname4(struct bpf_sock_addr *ctx)
+{
+	socket_name4(ctx);
+	return ALLOW;
+}
+
+SEC("cgroup/getsockname6")
+int own_getsockname6(struct bpf_sock_addr *ctx)
+{
+	socket_name6(ctx);
+	return ALLOW;
+}
+
+/* Run for each socket when the daemon reads the list. */
+SEC("iter/bpf_sk_storage_map")
+int own_list(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct own_socket *own = ctx->value;
+	struct sock *sk = ctx->sk;
+
+	if (sk && own)
+		list_socket(ctx->meta->seq, sk, own);
+	return 0;
 }
 
 /* Packets of an interface that only the probe has come in by the LAN interface, with the probe's mark. */

@@ -62,15 +62,41 @@ struct {
 	__type(value, __u64);
 } sockets SEC(".maps");
 
-/* The gateway's own addresses: what is sent to them is not ours to decide. */
+/* The gateway's own addresses, and their slots in own_numbers: what is sent to them is not ours to decide. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__uint(max_entries, 4096);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct address);
-	__type(value, __u8);
+	__type(value, __u32);
 } own_addresses SEC(".maps");
+
+#define OWN_NUMBERS 4098
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(max_entries, OWN_NUMBERS);
+	__type(key, __u32);
+	__type(value, struct address);
+} own_numbers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct own_socket);
+} own_sockets SEC(".maps");
+
+/* Who opened the flows of the box itself; for people. The daemon removes an entry with its flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(max_entries, 16384);
+	__type(key, struct flow_key);
+	__type(value, struct origin);
+} origins SEC(".maps");
 
 /* Services of clients that are reached from outside: their replies are not ours to decide. */
 struct {

@@ -34,6 +34,7 @@ struct packet {
 	__u8 fragment; /* enum fragment_part */
 	__u8 tcp_flags;
 	__u8 on_link; /* from or to a link-local address: nothing that is forwarded */
+	__u8 own; /* of a process of this box */
 };
 
 #define TCP_FIN 0x01

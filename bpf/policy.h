@@ -7,16 +7,12 @@
 #ifndef SIDEGATE_POLICY_H
 #define SIDEGATE_POLICY_H
 
+#include "address.h"
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
 #include "config.h"
 #include "maps.h"
 #include "types.h"
-
-static __always_inline bool address_is_ipv4(const struct address *a)
-{
-	return !a->w[0] && !a->w[1] && a->w[2] == bpf_htonl(0xffff);
-}
 
 static __always_inline __u32 prefix_class(void *map4, void *map6, const struct address *a)
 {
@@ -161,7 +157,7 @@ static __always_inline bool find_rows(const struct facts *f, struct rows *r)
 	r->interface = bpf_map_lookup_elem(&interface_bits, &class);
 	class = f->name.class;
 	r->name = bpf_map_lookup_elem(&name_bits, &class);
-	class = f->process_class;
+	class = 0;
 	r->process = bpf_map_lookup_elem(&process_bits, &class);
 	return r->header && r->destination && r->source && r->destination_port && r->source_port &&
 	       r->mac && r->interface && r->name && r->process;

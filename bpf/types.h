@@ -9,7 +9,7 @@
 
 #include "vmlinux.h"
 
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 /* IPv4 addresses are stored mapped (::ffff:a.b.c.d), in network byte order. */
 struct address {
@@ -42,6 +42,9 @@ enum reason {
 	REASON_ASSIGN_FAILED, /* the kernel refused the socket */
 	REASON_POLICY_MISSING, /* a policy table lacks a row: a bug, never traffic */
 	REASON_REDIRECT, /* our own kernel's IPv6 redirect: the client would bypass us */
+	REASON_OWN_UNKNOWN, /* of the box itself and steered, but by no socket that we know */
+	REASON_OWN_DEVICE, /* a datagram of the box itself that is to be proxied, from a socket bound to a device */
+	REASON_OWN_FORGED, /* from the network, by an address that only the box itself has */
 	REASON_COUNT,
 };
 
@@ -113,7 +116,7 @@ struct flow {
 	__u32 mark; /* what a direct packet is marked with */
 	__u32 outbound; /* FNV-1a of its name */
 	__u32 generation; /* of the policy that decided */
-	__u32 interface; /* ifindex it came in by */
+	__u32 interface; /* ifindex it came in by; 0: it is of the box itself */
 	__u16 rule; /* index in that generation; RULE_DEFAULT if none matched */
 	__u8 verdict; /* enum verdict */
 	__u8 state; /* enum flow_state */
@@ -156,6 +159,62 @@ struct client {
 	__u64 second;
 	__u32 questions; /* packets given to the DNS listeners in that second */
 	__u32 pad;
+};
+
+/* Who on this box opened a socket. Hashes, for rules to be matched by: bpf/process.h. 0: unknown, or no process of the box. */
+struct process {
+	__u64 name; /* of the executable's file */
+	__u64 path; /* of the executable, absolute */
+	__u64 unit; /* of systemd, or else the cgroup's own name */
+};
+
+#define NAME_BYTES 64
+
+struct origin {
+	struct process process;
+	__u32 pid;
+	__u32 pad;
+	__u8 name[NAME_BYTES];
+	__u8 unit[NAME_BYTES];
+};
+
+/* What was decided on a socket of the box itself when it connected. It lives as long as the socket. */
+struct own_socket {
+	struct origin origin;
+	__u64 first_seen; /* jiffies */
+	__u32 mark;
+	__u32 outbound;
+	__u32 generation;
+	__u16 rule;
+	__u8 verdict; /* enum verdict; invalid for one that sends without being connected: its flows have theirs */
+	__u8 decided; /* enum verdict: what the policy says where nothing is sniffed */
+	__u8 reject;
+	__u8 pad[7];
+};
+
+/* One entry of the list of own_sockets: a socket, and what was decided on it. */
+struct own_entry {
+	struct flow_key key;
+	struct own_socket socket;
+};
+
+/*
+ * Source addresses of what the box itself sends into lo: they lead it there whatever socket sends, and the answers
+ * back. IPv6 has ::1 in the place of OWN_SOURCE4. The others stand for the address that a datagram's socket is bound
+ * to, by its number in the lower 16 bits; lo's program puts that one back.
+ */
+enum own_address {
+	OWN_SOURCE4 = 0x7f530001, /* 127.83.0.1 */
+	OWN_PREFIX4 = 0x7f53, /* 127.83.0.0/16 */
+	OWN_PREFIX6 = 0xfd534753, /* fd53:4753::/112 */
+};
+
+/* Slots of own_numbers before the own addresses' own. */
+enum own_number {
+	OWN_NUMBER_SOURCE4 =
+		0, /* the address by which the box is known, where a socket is not bound to one */
+	OWN_NUMBER_SOURCE6 = 1,
+	OWN_NUMBER_FIRST = 2,
 };
 
 struct published_key {
@@ -251,8 +310,7 @@ struct facts {
 	__u8 mac[6];
 	__u8 pad2[2];
 	struct name name;
-	__u32 process_class;
-	__u32 pad3;
+	struct process process;
 };
 
 struct decision {
@@ -285,9 +343,12 @@ struct abi {
 	enum class_fixed class_fixed;
 	enum sniff_mode sniff_mode;
 	enum name_flag name_flag;
+	enum own_address own_address;
+	enum own_number own_number;
 	struct facts facts;
 	struct decision decision;
 	struct settlement settlement;
+	struct own_entry own_entry;
 };
 
 #endif

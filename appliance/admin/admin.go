@@ -158,7 +158,15 @@ type Flow struct {
 	Age         float64        `json:"age_seconds"`
 	Idle        float64        `json:"idle_seconds"`
 	ClientMAC   string         `json:"client_mac,omitempty"`
-	Interface   string         `json:"interface"`
+	Interface   string         `json:"interface"`         // lo: the flow is of the box itself
+	Process     *Process       `json:"process,omitempty"` // that opened such a flow; its packets are not counted where it is direct
+}
+
+// Process is one on the box itself.
+type Process struct {
+	Name string `json:"name"` // of the executable
+	Unit string `json:"unit"` // of systemd, or the cgroup's directory
+	PID  uint32 `json:"pid"`
 }
 
 // Rule is one rule of the policy in force and how many flows it decided since that policy came into force.

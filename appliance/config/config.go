@@ -41,6 +41,7 @@ type Config struct {
 	DNS          *DNS // nil: DNS is ordinary traffic
 	Geodata      Geodata
 	Published    []Service
+	Gateway      Gateway
 	Metrics      Metrics
 	Proxy        Proxy
 	PerClient    PerClient
@@ -79,6 +80,13 @@ const (
 	IPv6Unmanaged IPv6 = "unmanaged" // clients use the gateway for IPv6 if somebody else tells them to
 	IPv6Advertise IPv6 = "advertise" // by router advertisements, before the main router
 )
+
+// Gateway is how the box's own connections are treated.
+type Gateway struct {
+	Local    bool   // as the clients' are: by the rules
+	Cgroup   string // a directory of cgroup v2, for the processes in and below it only; empty: all processes
+	Position Position
+}
 
 // Sniff is when the first bytes of a flow are read for the name of its server.
 type Sniff string

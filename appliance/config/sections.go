@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -96,6 +97,10 @@ var sectionKeys = keys[draft]{
 			c.Published = append(c.Published, d.service(numbered(at, i), item))
 		}
 	},
+	"gateway": func(d *decoder, at string, n *yaml.Node, c *draft) {
+		c.Gateway.Position = Position{d.file, n.Line}
+		decode(d, at, d.entries(at, n), gatewayKeys, nil, &c.Gateway)
+	},
 	"metrics": func(d *decoder, at string, n *yaml.Node, c *draft) {
 		decode(d, at, d.entries(at, n), metricsKeys, nil, &c.Metrics)
 	},
@@ -119,7 +124,19 @@ var sectionKeys = keys[draft]{
 
 // laterSections are keys of the design that this version cannot honour, and so must not accept.
 var laterSections = refusals{
-	"groups": notYet, "gateway": notYet,
+	"groups": notYet,
+}
+
+var gatewayKeys = keys[Gateway]{
+	"local": func(d *decoder, at string, n *yaml.Node, g *Gateway) { d.boolean(at, n, &g.Local) },
+	"cgroup": func(d *decoder, at string, n *yaml.Node, g *Gateway) {
+		if path, ok := d.scalar(at, n); ok {
+			if !filepath.IsAbs(path) {
+				d.errorf(n.Line, "%s: %q is no absolute path; write that of a directory of cgroup v2, such as /sys/fs/cgroup/system.slice", at, path)
+			}
+			g.Cgroup = path
+		}
+	},
 }
 
 // reference reads the name of an outbound; whether there is one is known at the end.

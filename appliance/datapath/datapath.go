@@ -67,6 +67,7 @@ type Desired struct {
 	Resolvers    []netip.Addr // DNS servers whose own questions are left alone: those that the DNS server asks
 	Sniff        Sniff
 	TrustSniffed bool   // a name that a flow told decides the client's next flows to that address, if it led direct
+	Own          *Own   // the box's own sockets are treated as clients' are; nil: they are left alone
 	ClientFlows  uint32 // flows of one client in the flow table; 0 is DefaultClientFlows
 	ClientFresh  uint32 // packets a second of one client to the proxy's listeners; 0 is DefaultClientFresh
 	ClientAsks   uint32 // … to the DNS server's; 0 is DefaultClientAsks
@@ -93,6 +94,10 @@ const (
 
 func (want *Desired) interceptsDNS() bool { return want.DNS != Sockets{} }
 
+func (want *Desired) answersOwn() bool {
+	return want.interceptsDNS() && want.Own != nil && want.Own.DNS
+}
+
 // The shares of one client, where Desired names none.
 const (
 	DefaultClientFlows = 8192
@@ -118,6 +123,7 @@ type Datapath struct {
 	history    counters // of generations that are gone
 	inherited  bool     // a predecessor's links were there
 	told       map[string]time.Time
+	ownProblem error // what keeps the programs for the box's own sockets from their places
 
 	// By policy.OutboundID; grows, so that old flows keep their names. Replaced whole, so that the proxy, which
 	// asks for every flow, never waits for an Apply.
@@ -247,7 +253,11 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	if err := next.setInterfaces(want.Interfaces); err != nil {
 		return err
 	}
-	restored, err := applyRouting()
+	if err := d.state.setSources(want.Own); err != nil {
+		return err
+	}
+	hooked := want.Own != nil || d.links.pinned(ownPin)
+	restored, err := applyRouting(hooked)
 	if err != nil {
 		return err
 	}
@@ -265,12 +275,16 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	if err != nil {
 		return err
 	}
-	linked, err := d.links.apply(next, next == d.generation, want.Interfaces)
+	lan := places(want.Interfaces)
+	linked, err := d.links.apply(next, next == d.generation, lan)
 	if err != nil {
 		return err
 	}
+	own, hooks, err := d.attachOwn(next, next == d.generation, want.Own)
+	d.ownProblem = err
+	d.links.want(slices.Concat(lan, own))
 	if next == d.generation {
-		d.healed(slices.Concat(restored, table, pins, linked))
+		d.healed(slices.Concat(restored, table, pins, linked, hooks))
 	} else {
 		d.commit(next)
 	}
@@ -282,6 +296,11 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	} {
 		if err != nil {
 			d.log.Warn(what, "error", err)
+		}
+	}
+	if hooked && want.Own == nil { // after the hooks: what they steer must not go elsewhere
+		if _, err := applyRouting(false); err != nil {
+			d.log.Warn("removing the routing of the box's own connections", "error", err)
 		}
 	}
 	return nil
@@ -397,7 +416,7 @@ func (g *generation) serves(want Desired) bool {
 		g.desired.ClientFlows == want.ClientFlows && g.desired.ClientFresh == want.ClientFresh &&
 		g.desired.ClientAsks == want.ClientAsks && g.desired.Sniff == want.Sniff &&
 		g.desired.TrustSniffed == want.TrustSniffed && g.desired.ReturnPath == want.ReturnPath &&
-		g.desired.interceptsDNS() == want.interceptsDNS()
+		g.desired.interceptsDNS() == want.interceptsDNS() && g.desired.answersOwn() == want.answersOwn()
 }
 
 // ruleNames are what people call the rules, by index.

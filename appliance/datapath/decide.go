@@ -16,6 +16,7 @@ type Assignment struct {
 	Sniff    bool             // it may say something else once the flow's name is known
 	Names    []string         // that the client itself asked for, without aliases, and has this address for
 	Facts    policy.Flow      // without names
+	Own      bool             // of the box itself: nothing can be forwarded in its name
 	verdict  gatewayVerdict   // of the table
 	entry    gatewayFlow      // as it was read
 	key      gatewayFlowKey   // of the entry
@@ -40,7 +41,7 @@ func (d *Datapath) Assigned(network policy.Network, client, destination netip.Ad
 	switch a.verdict {
 	case gatewayVerdictVERDICT_PROXY, gatewayVerdictVERDICT_SNIFF:
 	case gatewayVerdictVERDICT_DIRECT:
-		if network == policy.TCP {
+		if network == policy.TCP && !isOwn(a.entry) {
 			return a, false
 		}
 	default:
@@ -54,6 +55,9 @@ func (d *Datapath) Assigned(network policy.Network, client, destination netip.Ad
 	a.Facts = policy.Flow{
 		Network: network, Source: client, Destination: destination,
 		DSCP: a.entry.Dscp, SourceMAC: a.entry.ClientMac,
+	}
+	if a.Own = isOwn(a.entry); a.Own {
+		d.describeOwn(&a)
 	}
 	a.Names = d.learning.asked(gatewayNameKey{Client: a.client, Address: a.key.Destination})
 	return a, true
@@ -142,7 +146,9 @@ func (d *Datapath) again(a Assignment, name string, s *gatewaySettlement) string
 	if aliases := d.learning.aliases(gatewayNameKey{Client: a.client, Address: a.key.Destination}, name); aliases != nil {
 		f.Aliases = map[string][]string{name: aliases}
 	}
-	f.Interface = g.interfaceAt(a.entry.Interface)
+	if !a.Own {
+		f.Interface = g.interfaceAt(a.entry.Interface)
+	}
 	decided := g.tables.Match(f)
 	action, mark := g.tables.Default, g.mark(len(g.tables.Rules))
 	s.Rule = ruleDefault

@@ -66,7 +66,7 @@ func TestTrustIsInForceAtOnce(t *testing.T) {
 	want := Desired{Policy: p, Sniff: SniffUnknown}
 	apply(t, d, want)
 	key := gatewayNameKey{
-		Client:  clientOf(gatewayFlowKey{}, gatewayFlow{ClientMac: laptop}),
+		Client:  clientBy(gatewayAddress{}, laptop),
 		Address: addressOf(addrPort("203.0.113.9:443").Addr()),
 	}
 	if err := d.learning.sniffed(key, "near.test", true); err != nil {

@@ -30,7 +30,15 @@ type Flow struct {
 	Idle        time.Duration  `json:"idle_ns"`
 	ClientMAC   string         `json:"client_mac,omitempty"`
 	Interface   string         `json:"interface"`
-	Crowd       bool           `json:"crowd,omitempty"` // in the table of clients that are over their share
+	Process     *Process       `json:"process,omitempty"` // of the box itself, that opened it
+	Crowd       bool           `json:"crowd,omitempty"`   // in the table of clients that are over their share
+}
+
+// Process is who on this box opened a flow.
+type Process struct {
+	Name string `json:"name"` // of the executable
+	Unit string `json:"unit"` // of systemd, or the cgroup's directory
+	PID  uint32 `json:"pid"`
 }
 
 // flowTables are the two tables a flow can be in.
@@ -56,16 +64,26 @@ func (d *Datapath) Flows() ([]Flow, error) {
 			f := d.describe(k, v, now)
 			f.Crowd = i == 1
 			f.Interface = interfaceName(interfaces, v.Interface)
+			if isOwn(v) {
+				f.Process = d.state.originOf(k)
+			}
 			flows = append(flows, f)
 		})
 		if err != nil {
 			return nil, err
 		}
 	}
-	return flows, nil
+	own, err := d.ownSockets(now)
+	if err != nil {
+		return nil, err
+	}
+	return append(flows, own...), nil
 }
 
 func interfaceName(known map[uint32]string, index uint32) string {
+	if index == 0 {
+		return loopback // of the box itself
+	}
 	name, ok := known[index]
 	if !ok {
 		if i, err := net.InterfaceByIndex(int(index)); err == nil {
@@ -161,15 +179,23 @@ func (d *Datapath) outboundName(id uint32) string {
 
 // clientOf is the key of the clients map that the programs count this flow under.
 func clientOf(k gatewayFlowKey, v gatewayFlow) gatewayClientKey {
+	if isOwn(v) {
+		return boxKey()
+	}
+	return clientBy(k.Source, v.ClientMac)
+}
+
+// clientBy is the key of a client in the LAN: its MAC address, or where the link has none its own.
+func clientBy(source gatewayAddress, mac [6]byte) gatewayClientKey {
 	var c gatewayClientKey
-	if v.ClientMac != [6]byte{} {
+	if mac != [6]byte{} {
 		var b [8]byte
-		copy(b[:], v.ClientMac[:])
+		copy(b[:], mac[:])
 		c.W[0], c.W[1] = binary.NativeEndian.Uint32(b[:4]), binary.NativeEndian.Uint32(b[4:])
 		return c
 	}
-	c.W = k.Source.W
-	if !k.Source.addr().Is4() {
+	c.W = source.W
+	if !source.addr().Is4() {
 		c.W[2], c.W[3] = 0, 1
 	}
 	return c

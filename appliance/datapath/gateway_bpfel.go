@@ -83,8 +83,13 @@ type gatewayFacts struct {
 	Mac             [6]uint8
 	Pad2            [2]uint8
 	Name            gatewayName
-	ProcessClass    uint32
-	Pad3            uint32
+	_               [4]byte
+	Process         struct {
+		_    structs.HostLayout
+		Name uint64
+		Path uint64
+		Unit uint64
+	}
 }
 
 type gatewayFailurePolicy uint32
@@ -188,6 +193,56 @@ type gatewayNameKey struct {
 	Address gatewayAddress
 }
 
+type gatewayOrigin struct {
+	_       structs.HostLayout
+	Process struct {
+		_    structs.HostLayout
+		Name uint64
+		Path uint64
+		Unit uint64
+	}
+	Pid  uint32
+	Pad  uint32
+	Name [64]uint8
+	Unit [64]uint8
+}
+
+type gatewayOwnAddress uint32
+
+const (
+	gatewayOwnAddressOWN_SOURCE4 gatewayOwnAddress = 2136145921
+	gatewayOwnAddressOWN_PREFIX4 gatewayOwnAddress = 32595
+	gatewayOwnAddressOWN_PREFIX6 gatewayOwnAddress = 4250093395
+)
+
+type gatewayOwnEntry struct {
+	_      structs.HostLayout
+	Key    gatewayFlowKey
+	Socket gatewayOwnSocket
+}
+
+type gatewayOwnNumber uint32
+
+const (
+	gatewayOwnNumberOWN_NUMBER_SOURCE4 gatewayOwnNumber = 0
+	gatewayOwnNumberOWN_NUMBER_SOURCE6 gatewayOwnNumber = 1
+	gatewayOwnNumberOWN_NUMBER_FIRST   gatewayOwnNumber = 2
+)
+
+type gatewayOwnSocket struct {
+	_          structs.HostLayout
+	Origin     gatewayOrigin
+	FirstSeen  uint64
+	Mark       uint32
+	Outbound   uint32
+	Generation uint32
+	Rule       uint16
+	Verdict    uint8
+	Decided    uint8
+	Reject     uint8
+	Pad        [7]uint8
+}
+
 type gatewayPortClasses struct {
 	_     structs.HostLayout
 	Class [65536]uint16
@@ -230,7 +285,10 @@ const (
 	gatewayReasonREASON_ASSIGN_FAILED     gatewayReason = 11
 	gatewayReasonREASON_POLICY_MISSING    gatewayReason = 12
 	gatewayReasonREASON_REDIRECT          gatewayReason = 13
-	gatewayReasonREASON_COUNT             gatewayReason = 14
+	gatewayReasonREASON_OWN_UNKNOWN       gatewayReason = 14
+	gatewayReasonREASON_OWN_DEVICE        gatewayReason = 15
+	gatewayReasonREASON_OWN_FORGED        gatewayReason = 16
+	gatewayReasonREASON_COUNT             gatewayReason = 17
 )
 
 type gatewaySettlement struct {
@@ -308,7 +366,10 @@ const (
 	gatewayMapMacs                = "macs"
 	gatewayMapNameBits            = "name_bits"
 	gatewayMapNames               = "names"
+	gatewayMapOrigins             = "origins"
 	gatewayMapOwnAddresses        = "own_addresses"
+	gatewayMapOwnNumbers          = "own_numbers"
+	gatewayMapOwnSockets          = "own_sockets"
 	gatewayMapProcessBits         = "process_bits"
 	gatewayMapPublished           = "published"
 	gatewayMapResolvers           = "resolvers"
@@ -323,6 +384,14 @@ const (
 	gatewayProgLanEthernet        = "lan_ethernet"
 	gatewayProgLanIp              = "lan_ip"
 	gatewayProgNoRedirects        = "no_redirects"
+	gatewayProgOwnConnect4        = "own_connect4"
+	gatewayProgOwnConnect6        = "own_connect6"
+	gatewayProgOwnGetsockname4    = "own_getsockname4"
+	gatewayProgOwnGetsockname6    = "own_getsockname6"
+	gatewayProgOwnList            = "own_list"
+	gatewayProgOwnLoopback        = "own_loopback"
+	gatewayProgOwnSendmsg4        = "own_sendmsg4"
+	gatewayProgOwnSendmsg6        = "own_sendmsg6"
 	gatewayProgPolicyQuery        = "policy_query"
 	gatewayProgProxyLookup        = "proxy_lookup"
 	gatewayProgSettle             = "settle"
@@ -337,6 +406,8 @@ const (
 	gatewayVarInjectTo            = "inject_to"
 	gatewayVarInterceptDns        = "intercept_dns"
 	gatewayVarOnFailure           = "on_failure"
+	gatewayVarOwnDns              = "own_dns"
+	gatewayVarOwnNetns            = "own_netns"
 	gatewayVarRuleWords           = "rule_words"
 	gatewayVarSniff               = "sniff"
 	gatewayVarUsesDestination     = "uses_destination"
@@ -344,6 +415,7 @@ const (
 	gatewayVarUsesInterface       = "uses_interface"
 	gatewayVarUsesMac             = "uses_mac"
 	gatewayVarUsesName            = "uses_name"
+	gatewayVarUsesProcessPath     = "uses_process_path"
 	gatewayVarUsesSource          = "uses_source"
 	gatewayVarUsesSourcePort      = "uses_source_port"
 )
@@ -390,13 +462,21 @@ type gatewaySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gatewayProgramSpecs struct {
-	Inject      *ebpf.ProgramSpec `ebpf:"inject"`
-	LanEthernet *ebpf.ProgramSpec `ebpf:"lan_ethernet"`
-	LanIp       *ebpf.ProgramSpec `ebpf:"lan_ip"`
-	NoRedirects *ebpf.ProgramSpec `ebpf:"no_redirects"`
-	PolicyQuery *ebpf.ProgramSpec `ebpf:"policy_query"`
-	ProxyLookup *ebpf.ProgramSpec `ebpf:"proxy_lookup"`
-	Settle      *ebpf.ProgramSpec `ebpf:"settle"`
+	Inject          *ebpf.ProgramSpec `ebpf:"inject"`
+	LanEthernet     *ebpf.ProgramSpec `ebpf:"lan_ethernet"`
+	LanIp           *ebpf.ProgramSpec `ebpf:"lan_ip"`
+	NoRedirects     *ebpf.ProgramSpec `ebpf:"no_redirects"`
+	OwnConnect4     *ebpf.ProgramSpec `ebpf:"own_connect4"`
+	OwnConnect6     *ebpf.ProgramSpec `ebpf:"own_connect6"`
+	OwnGetsockname4 *ebpf.ProgramSpec `ebpf:"own_getsockname4"`
+	OwnGetsockname6 *ebpf.ProgramSpec `ebpf:"own_getsockname6"`
+	OwnList         *ebpf.ProgramSpec `ebpf:"own_list"`
+	OwnLoopback     *ebpf.ProgramSpec `ebpf:"own_loopback"`
+	OwnSendmsg4     *ebpf.ProgramSpec `ebpf:"own_sendmsg4"`
+	OwnSendmsg6     *ebpf.ProgramSpec `ebpf:"own_sendmsg6"`
+	PolicyQuery     *ebpf.ProgramSpec `ebpf:"policy_query"`
+	ProxyLookup     *ebpf.ProgramSpec `ebpf:"proxy_lookup"`
+	Settle          *ebpf.ProgramSpec `ebpf:"settle"`
 }
 
 // gatewayMapSpecs contains maps before they are loaded into the kernel.
@@ -427,7 +507,10 @@ type gatewayMapSpecs struct {
 	Macs                *ebpf.MapSpec `ebpf:"macs"`
 	NameBits            *ebpf.MapSpec `ebpf:"name_bits"`
 	Names               *ebpf.MapSpec `ebpf:"names"`
+	Origins             *ebpf.MapSpec `ebpf:"origins"`
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
+	OwnNumbers          *ebpf.MapSpec `ebpf:"own_numbers"`
+	OwnSockets          *ebpf.MapSpec `ebpf:"own_sockets"`
 	ProcessBits         *ebpf.MapSpec `ebpf:"process_bits"`
 	Published           *ebpf.MapSpec `ebpf:"published"`
 	Resolvers           *ebpf.MapSpec `ebpf:"resolvers"`
@@ -455,6 +538,8 @@ type gatewayVariableSpecs struct {
 	InjectTo            *ebpf.VariableSpec `ebpf:"inject_to"`
 	InterceptDns        *ebpf.VariableSpec `ebpf:"intercept_dns"`
 	OnFailure           *ebpf.VariableSpec `ebpf:"on_failure"`
+	OwnDns              *ebpf.VariableSpec `ebpf:"own_dns"`
+	OwnNetns            *ebpf.VariableSpec `ebpf:"own_netns"`
 	RuleWords           *ebpf.VariableSpec `ebpf:"rule_words"`
 	Sniff               *ebpf.VariableSpec `ebpf:"sniff"`
 	UsesDestination     *ebpf.VariableSpec `ebpf:"uses_destination"`
@@ -462,6 +547,7 @@ type gatewayVariableSpecs struct {
 	UsesInterface       *ebpf.VariableSpec `ebpf:"uses_interface"`
 	UsesMac             *ebpf.VariableSpec `ebpf:"uses_mac"`
 	UsesName            *ebpf.VariableSpec `ebpf:"uses_name"`
+	UsesProcessPath     *ebpf.VariableSpec `ebpf:"uses_process_path"`
 	UsesSource          *ebpf.VariableSpec `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.VariableSpec `ebpf:"uses_source_port"`
 }
@@ -510,7 +596,10 @@ type gatewayMaps struct {
 	Macs                *ebpf.Map `ebpf:"macs"`
 	NameBits            *ebpf.Map `ebpf:"name_bits"`
 	Names               *ebpf.Map `ebpf:"names"`
+	Origins             *ebpf.Map `ebpf:"origins"`
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
+	OwnNumbers          *ebpf.Map `ebpf:"own_numbers"`
+	OwnSockets          *ebpf.Map `ebpf:"own_sockets"`
 	ProcessBits         *ebpf.Map `ebpf:"process_bits"`
 	Published           *ebpf.Map `ebpf:"published"`
 	Resolvers           *ebpf.Map `ebpf:"resolvers"`
@@ -549,7 +638,10 @@ func (m *gatewayMaps) Close() error {
 		m.Macs,
 		m.NameBits,
 		m.Names,
+		m.Origins,
 		m.OwnAddresses,
+		m.OwnNumbers,
+		m.OwnSockets,
 		m.ProcessBits,
 		m.Published,
 		m.Resolvers,
@@ -578,6 +670,8 @@ type gatewayVariables struct {
 	InjectTo            *ebpf.Variable `ebpf:"inject_to"`
 	InterceptDns        *ebpf.Variable `ebpf:"intercept_dns"`
 	OnFailure           *ebpf.Variable `ebpf:"on_failure"`
+	OwnDns              *ebpf.Variable `ebpf:"own_dns"`
+	OwnNetns            *ebpf.Variable `ebpf:"own_netns"`
 	RuleWords           *ebpf.Variable `ebpf:"rule_words"`
 	Sniff               *ebpf.Variable `ebpf:"sniff"`
 	UsesDestination     *ebpf.Variable `ebpf:"uses_destination"`
@@ -585,6 +679,7 @@ type gatewayVariables struct {
 	UsesInterface       *ebpf.Variable `ebpf:"uses_interface"`
 	UsesMac             *ebpf.Variable `ebpf:"uses_mac"`
 	UsesName            *ebpf.Variable `ebpf:"uses_name"`
+	UsesProcessPath     *ebpf.Variable `ebpf:"uses_process_path"`
 	UsesSource          *ebpf.Variable `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.Variable `ebpf:"uses_source_port"`
 }
@@ -593,13 +688,21 @@ type gatewayVariables struct {
 //
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatewayPrograms struct {
-	Inject      *ebpf.Program `ebpf:"inject"`
-	LanEthernet *ebpf.Program `ebpf:"lan_ethernet"`
-	LanIp       *ebpf.Program `ebpf:"lan_ip"`
-	NoRedirects *ebpf.Program `ebpf:"no_redirects"`
-	PolicyQuery *ebpf.Program `ebpf:"policy_query"`
-	ProxyLookup *ebpf.Program `ebpf:"proxy_lookup"`
-	Settle      *ebpf.Program `ebpf:"settle"`
+	Inject          *ebpf.Program `ebpf:"inject"`
+	LanEthernet     *ebpf.Program `ebpf:"lan_ethernet"`
+	LanIp           *ebpf.Program `ebpf:"lan_ip"`
+	NoRedirects     *ebpf.Program `ebpf:"no_redirects"`
+	OwnConnect4     *ebpf.Program `ebpf:"own_connect4"`
+	OwnConnect6     *ebpf.Program `ebpf:"own_connect6"`
+	OwnGetsockname4 *ebpf.Program `ebpf:"own_getsockname4"`
+	OwnGetsockname6 *ebpf.Program `ebpf:"own_getsockname6"`
+	OwnList         *ebpf.Program `ebpf:"own_list"`
+	OwnLoopback     *ebpf.Program `ebpf:"own_loopback"`
+	OwnSendmsg4     *ebpf.Program `ebpf:"own_sendmsg4"`
+	OwnSendmsg6     *ebpf.Program `ebpf:"own_sendmsg6"`
+	PolicyQuery     *ebpf.Program `ebpf:"policy_query"`
+	ProxyLookup     *ebpf.Program `ebpf:"proxy_lookup"`
+	Settle          *ebpf.Program `ebpf:"settle"`
 }
 
 func (p *gatewayPrograms) Close() error {
@@ -608,6 +711,14 @@ func (p *gatewayPrograms) Close() error {
 		p.LanEthernet,
 		p.LanIp,
 		p.NoRedirects,
+		p.OwnConnect4,
+		p.OwnConnect6,
+		p.OwnGetsockname4,
+		p.OwnGetsockname6,
+		p.OwnList,
+		p.OwnLoopback,
+		p.OwnSendmsg4,
+		p.OwnSendmsg6,
 		p.PolicyQuery,
 		p.ProxyLookup,
 		p.Settle,

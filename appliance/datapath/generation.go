@@ -92,6 +92,10 @@ func (g *generation) setConstants(spec *ebpf.CollectionSpec) error {
 	if err := spec.Assign(&s); err != nil {
 		return err
 	}
+	netns, err := netnsCookie()
+	if err != nil {
+		return err
+	}
 	onFailure := gatewayFailurePolicyON_FAILURE_BLOCK
 	if g.desired.OnFailure == policy.Direct {
 		onFailure = gatewayFailurePolicyON_FAILURE_DIRECT
@@ -105,6 +109,8 @@ func (g *generation) setConstants(spec *ebpf.CollectionSpec) error {
 		s.ClientQuestions.Set(g.desired.ClientAsks),
 		s.DirectMark.Set(g.mark(len(t.Rules))),
 		s.InterceptDns.Set(boolByte(g.desired.interceptsDNS())),
+		s.OwnNetns.Set(netns),
+		s.OwnDns.Set(boolByte(g.desired.answersOwn())),
 		s.Sniff.Set(uint8(g.sniffMode())),
 		s.UsesName.Set(boolByte(g.usesNames)),
 		s.RuleWords.Set(uint32(t.Words)),
@@ -344,6 +350,9 @@ func (g *generation) setInterfaces(interfaces []Interface) error {
 	}
 	for _, i := range interfaces {
 		indexes[i.Name] = uint32(i.Index)
+	}
+	if _, named := indexes[loopback]; named {
+		indexes[loopback] = loopbackIndex
 	}
 	if maps.Equal(indexes, g.interfaces) {
 		return nil

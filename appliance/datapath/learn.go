@@ -39,13 +39,14 @@ type learning struct {
 	book        *book
 	durable     *ebpf.Map               // learned: what a successor starts from
 	askers      *ebpf.Map               // address → MAC
+	own         *ebpf.Map               // the box's own addresses
 	generations []*generation           // whose names follow: the one in force, and one that is being built
 	unpublished map[gatewayNameKey]bool // pages that the maps do not have as they are
 }
 
 // openLearning takes over what a predecessor knew.
 func openLearning(m *gatewayMaps) (*learning, error) {
-	l := &learning{book: newBook(), durable: m.Learned, askers: m.Askers, unpublished: map[gatewayNameKey]bool{}}
+	l := &learning{book: newBook(), durable: m.Learned, askers: m.Askers, own: m.OwnAddresses, unpublished: map[gatewayNameKey]bool{}}
 	now, err := sinceBoot()
 	if err != nil {
 		return nil, err
@@ -115,11 +116,15 @@ func (l *learning) sniffed(key gatewayNameKey, name string, direct bool) error {
 
 // clientAt is the client that has an address: its MAC if it has asked by DNS, which we then know.
 func (l *learning) clientAt(a netip.Addr) gatewayClientKey {
+	var number uint32
+	if a == netip.IPv6Loopback() || a.Unmap() == ownSource4() || l.own.Lookup(addressOf(a), &number) == nil {
+		return boxKey()
+	}
 	var who gatewayAsker
 	if l.askers.Lookup(addressOf(a), &who) != nil {
 		who = gatewayAsker{}
 	}
-	return clientOf(gatewayFlowKey{Source: addressOf(a)}, gatewayFlow{ClientMac: who.Mac})
+	return clientBy(addressOf(a), who.Mac)
 }
 
 func (l *learning) learn(key gatewayNameKey, learned lesson) error {
@@ -292,7 +297,7 @@ func (d *Datapath) pageOf(client netip.Addr, mac policy.MAC, address netip.Addr)
 	key := gatewayNameKey{Address: addressOf(address)}
 	switch {
 	case mac != policy.MAC{}:
-		key.Client = clientOf(gatewayFlowKey{}, gatewayFlow{ClientMac: mac})
+		key.Client = clientBy(gatewayAddress{}, mac)
 	case client.IsValid():
 		key.Client = d.learning.clientAt(client)
 	}

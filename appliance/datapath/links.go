@@ -21,7 +21,7 @@ type links struct {
 	dir string
 	// An unreferenced link.Link is closed by the garbage collector; the pin would survive, our handle not.
 	open   map[string]link.Link
-	wanted map[string]bool // pins of the last successful apply
+	wanted map[string]bool // pins of what there is to be
 }
 
 const (
@@ -34,7 +34,7 @@ const (
 func LANLink(device string) string { return "lan-" + strings.ReplaceAll(device, ".", ":") }
 
 func newLinks(stateDir string) *links {
-	return &links{dir: filepath.Join(stateDir, "links"), open: map[string]link.Link{}}
+	return &links{dir: filepath.Join(stateDir, "links"), open: map[string]link.Link{}, wanted: map[string]bool{}}
 }
 
 // place is one link as it should be.
@@ -43,6 +43,7 @@ type place struct {
 	program func(*generation) *ebpf.Program
 	attach  func(*ebpf.Program) (link.Link, error)
 	ifindex uint32 // of a tcx link; 0 otherwise
+	cgroup  uint64 // of a cgroup's link: the directory's inode; 0 otherwise
 	fixed   bool   // the program is the same in all generations, and its kind of link knows no replacement
 }
 
@@ -105,19 +106,17 @@ func attachLookup(p *ebpf.Program) (link.Link, error) {
 
 // apply attaches next everywhere, and says which places had no link or pin. If one place fails, those already
 // switched go back to what they ran before.
-func (l *links) apply(next *generation, unchanged bool, interfaces []Interface) (added []string, err error) {
+func (l *links) apply(next *generation, unchanged bool, all []place) (added []string, err error) {
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of links: %w", err)
 	}
-	wanted := map[string]bool{}
 	var done []change
 	defer func() {
 		for _, c := range done {
 			c.before.Close() // let go, or the generation that was replaced would stay
 		}
 	}()
-	for _, p := range places(interfaces) {
-		wanted[p.pin] = true
+	for _, p := range all {
 		c, err := l.put(p, next, unchanged)
 		if err != nil {
 			err = fmt.Errorf("attaching %s: %w", p.pin, err)
@@ -131,8 +130,15 @@ func (l *links) apply(next *generation, unchanged bool, interfaces []Interface) 
 		}
 		done = append(done, c)
 	}
-	l.wanted = wanted
 	return added, nil
+}
+
+// want says what there is to be, and nothing else.
+func (l *links) want(all []place) {
+	clear(l.wanted)
+	for _, p := range all {
+		l.wanted[p.pin] = true
+	}
 }
 
 // change is what put did to a place.
@@ -142,6 +148,12 @@ type change struct {
 	before *ebpf.Program // what the link ran; nil: it was not touched, or is new
 	made   bool          // the link is new
 	fresh  bool          // something was missing: the link, its pin, or our program in it
+}
+
+// pinned reports whether there is a pin of a name that begins so, of ours or of a predecessor.
+func (l *links) pinned(prefix string) bool {
+	found, _ := filepath.Glob(filepath.Join(l.dir, prefix+"*")) // the pattern is sound
+	return len(found) > 0
 }
 
 // put makes one place run the generation's program: by atomic replacement where a link is there, by a new
@@ -229,7 +241,7 @@ func (l *links) find(p place) (existing link.Link, repinned bool) {
 		os.Remove(path)
 		return nil, false
 	}
-	if !attachedTo(existing, p.ifindex) {
+	if !attachedTo(existing, p) {
 		l.drop(p.pin, existing)
 		return nil, false
 	}
@@ -237,13 +249,16 @@ func (l *links) find(p place) (existing link.Link, repinned bool) {
 	return existing, repinned
 }
 
-func attachedTo(l link.Link, ifindex uint32) bool {
+func attachedTo(l link.Link, p place) bool {
 	info, err := l.Info()
 	if err != nil {
 		return false
 	}
 	if tcx := info.TCX(); tcx != nil {
-		return tcx.Ifindex == ifindex
+		return tcx.Ifindex == p.ifindex
+	}
+	if cgroup := info.Cgroup(); cgroup != nil {
+		return cgroup.CgroupId == p.cgroup
 	}
 	if info.Netfilter() != nil {
 		return true // its kind does not tell the namespace; the state directory belongs to one
@@ -269,7 +284,7 @@ func (l *links) drop(pin string, existing link.Link) {
 	existing.Close()
 }
 
-// removeOther detaches what is not of the last successful apply.
+// removeOther detaches what is not wanted.
 func (l *links) removeOther() error { return l.removeExcept(l.wanted) }
 
 // removeExcept detaches what a predecessor or an earlier configuration attached and nobody wants now.

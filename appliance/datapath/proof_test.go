@@ -171,7 +171,7 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sn
 	if f.Network == policy.UDP && cases.all%2 == 0 {
 		pkt.payload, sniffable = quic(0xc3, 1, 1200), true
 	}
-	pupil := clientOf(gatewayFlowKey{Source: addressOf(f.Source.Addr())}, gatewayFlow{ClientMac: f.SourceMAC})
+	pupil := clientBy(addressOf(f.Source.Addr()), f.SourceMAC)
 	if len(f.Names) > 0 && cases.named%2 == 0 {
 		pupil = strangers
 		cases.others++

@@ -100,7 +100,7 @@ func (g *generation) facts(f policy.Flow, name gatewayName) gatewayFacts {
 		if !ok {
 			class = policy.ClassOther
 		}
-		facts.ProcessClass = class
+		facts.Process.Name = uint64(class)
 	}
 	return facts
 }

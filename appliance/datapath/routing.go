@@ -17,7 +17,8 @@ import (
 // its destination, what is marked as rejected is answered with an ICMP error by the kernel.
 const (
 	routeTable   = 21319 // 0x5347, "SG"
-	rulePriority = 500
+	rulePriority = 500   // and those after it
+	maxRules     = 16
 )
 
 type family struct {
@@ -46,21 +47,49 @@ func loHasIPv6() bool {
 }
 
 // rules are the family's, by priority. Where IPv6 is disabled nothing can be delivered, and a packet for the
-// proxy that comes all the same is refused: it must not leave.
-func (f family) rules() []*netlink.Rule {
+// proxy that comes all the same is refused: it must not leave. What the box itself sends is steered by its source too, and what
+// does not follow the route, for it is bound to a device, is refused as well.
+func (f family) rules(own bool) []*netlink.Rule {
 	mask := uint32(gatewayMarkMARK_MASK)
-	steer := netlink.NewRule()
-	steer.Mark, steer.Table = uint32(gatewayMarkMARK_PROXY), routeTable
+	var rules []*netlink.Rule
+	add := func(table int, fill func(*netlink.Rule)) {
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Table = f.number, rulePriority+len(rules), table
+		if table < 0 {
+			r.Type = unix.RTN_PROHIBIT
+		}
+		fill(r)
+		rules = append(rules, r)
+	}
+	marked := func(mark gatewayMark) func(*netlink.Rule) {
+		return func(r *netlink.Rule) { r.Mark, r.Mask = uint32(mark), &mask }
+	}
+	const prohibit = -1
+	steered := routeTable
 	if !f.local {
-		steer.Table, steer.Type = -1, unix.RTN_PROHIBIT
+		steered = prohibit
 	}
-	prohibit := netlink.NewRule()
-	prohibit.Mark, prohibit.Type = uint32(gatewayMarkMARK_REJECT), unix.RTN_PROHIBIT
-	rules := []*netlink.Rule{steer, prohibit}
-	for i, r := range rules {
-		r.Family, r.Mask, r.Priority = f.number, &mask, rulePriority+i
+	add(steered, marked(gatewayMarkMARK_PROXY))
+	add(prohibit, marked(gatewayMarkMARK_REJECT))
+	if !own || !f.local {
+		return rules
 	}
+	for _, table := range []int{steered, prohibit} {
+		for _, source := range ownPrefixes(f.number) {
+			add(table, func(r *netlink.Rule) { r.Src = &source })
+		}
+	}
+	add(prohibit, marked(gatewayMarkMARK_PROXY))
 	return rules
+}
+
+// isOurs reports whether a rule can only be one of rules'.
+func (f family) isOurs(r netlink.Rule) bool {
+	if r.Mask != nil && *r.Mask == uint32(gatewayMarkMARK_MASK) {
+		return true
+	}
+	return r.Src != nil && r.Priority >= rulePriority && r.Priority < rulePriority+maxRules &&
+		slices.ContainsFunc(ownPrefixes(f.number), func(p net.IPNet) bool { return p.String() == r.Src.String() })
 }
 
 // routes are those of our table: the one that delivers everything locally, if the family can.
@@ -72,16 +101,20 @@ func (f family) routes() ([]netlink.Route, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the loopback interface: %w", err)
 	}
+	source := net.IP(ownSource4().AsSlice()) // of what the box itself sends; it needs one that is local
+	if f.number == netlink.FAMILY_V6 {
+		source = net.IPv6loopback
+	}
 	return []netlink.Route{{
 		Family: f.number, Dst: &f.any, Table: routeTable, LinkIndex: lo.Attrs().Index,
-		Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
+		Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST, Src: source,
 	}}, nil
 }
 
 // applyRouting adds what is missing, and says what that was; what is in our table or under our mask and is not
 // wanted goes. What is there is left alone: a route that is replaced by itself is still news to everybody who
 // follows the network.
-func applyRouting() (added []string, err error) {
+func applyRouting(own bool) (added []string, err error) {
 	for _, f := range families() {
 		routes, err := f.routes()
 		if err != nil {
@@ -92,7 +125,7 @@ func applyRouting() (added []string, err error) {
 		if err != nil {
 			return added, err
 		}
-		fresh, err = f.setRules(f.rules())
+		fresh, err = f.setRules(f.rules(own))
 		added = append(added, fresh...)
 		if err != nil {
 			return added, err
@@ -118,7 +151,7 @@ func (f family) setRoutes(want []netlink.Route) (added []string, err error) {
 	}
 	same := func(a, b netlink.Route) bool {
 		everything := b.Dst == nil || a.Dst != nil && b.Dst.String() == a.Dst.String()
-		return everything && a.Type == b.Type && a.LinkIndex == b.LinkIndex
+		return everything && a.Type == b.Type && a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src)
 	}
 	for i := range want {
 		if slices.ContainsFunc(have, func(r netlink.Route) bool { return same(want[i], r) }) {
@@ -145,29 +178,42 @@ func (f family) setRules(want []*netlink.Rule) (added []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the %s rules: %w", f.name, err)
 	}
-	have = slices.DeleteFunc(have, func(r netlink.Rule) bool {
-		return r.Mask == nil || *r.Mask != uint32(gatewayMarkMARK_MASK)
-	})
+	have = slices.DeleteFunc(have, func(r netlink.Rule) bool { return !f.isOurs(r) })
 	// The library does not read a rule's type; one that prohibits names no table.
 	same := func(a *netlink.Rule, b netlink.Rule) bool {
-		return a.Mark == b.Mark && a.Priority == b.Priority && max(a.Table, 0) == b.Table
+		return a.Mark == b.Mark && a.Priority == b.Priority && max(a.Table, 0) == b.Table && sourceText(a) == sourceText(&b)
 	}
 	for _, r := range want {
 		if slices.ContainsFunc(have, func(b netlink.Rule) bool { return same(r, b) }) {
 			continue
 		}
 		if err := netlink.RuleAdd(r); err != nil {
-			return added, fmt.Errorf("adding the %s rule of mark %#x: %w", f.name, r.Mark, err)
+			return added, fmt.Errorf("adding the %s rule of %s: %w", f.name, selector(r), err)
 		}
-		added = append(added, fmt.Sprintf("the %s rule of mark %#x", f.name, r.Mark))
+		added = append(added, fmt.Sprintf("the %s rule of %s", f.name, selector(r)))
 	}
 	for i := range have {
 		if slices.ContainsFunc(want, func(r *netlink.Rule) bool { return same(r, have[i]) }) {
 			continue
 		}
 		if err := netlink.RuleDel(&have[i]); err != nil && !errors.Is(err, syscall.ENOENT) {
-			return added, fmt.Errorf("removing a %s rule of mark %#x: %w", f.name, have[i].Mark, err)
+			return added, fmt.Errorf("removing the %s rule of %s: %w", f.name, selector(&have[i]), err)
 		}
 	}
 	return added, nil
+}
+
+// selector is what a rule is for, in words.
+func selector(r *netlink.Rule) string {
+	if r.Src != nil {
+		return "the source " + r.Src.String()
+	}
+	return fmt.Sprintf("mark %#x", r.Mark)
+}
+
+func sourceText(r *netlink.Rule) string {
+	if r.Src == nil {
+		return ""
+	}
+	return r.Src.String()
 }

@@ -17,7 +17,7 @@ import (
 
 // abiVersion is ABI_VERSION of bpf/types.h: the layout of what is pinned. Pins of another version are
 // never read; they are removed once the new ones serve.
-const abiVersion = 2
+const abiVersion = 3
 
 // state is what outlives a generation and the daemon: the maps that are declared pinned in bpf/maps.h.
 type state struct {
@@ -124,7 +124,10 @@ func (m *gatewayMaps) pinned() map[string]**ebpf.Map {
 		gatewayMapFragments:      &m.Fragments,
 		gatewayMapLastGeneration: &m.LastGeneration,
 		gatewayMapLearned:        &m.Learned,
+		gatewayMapOrigins:        &m.Origins,
 		gatewayMapOwnAddresses:   &m.OwnAddresses,
+		gatewayMapOwnNumbers:     &m.OwnNumbers,
+		gatewayMapOwnSockets:     &m.OwnSockets,
 		gatewayMapPublished:      &m.Published,
 		gatewayMapResolvers:      &m.Resolvers,
 		gatewayMapSockets:        &m.Sockets,
@@ -200,12 +203,13 @@ func (s *state) nextGeneration() (uint32, error) {
 // setOwnAddresses also forgets the flows towards an address that is newly ours: they were decided when it was
 // somebody else's.
 func (s *state) setOwnAddresses(addrs []netip.Addr) error {
-	want := make(map[gatewayAddress]uint8, len(addrs))
+	want, err := s.numberOwn(addrs)
+	if err != nil {
+		return err
+	}
 	fresh := false
-	for _, a := range addrs {
-		key := addressOf(a)
-		want[key] = 1
-		var there uint8
+	for key := range want {
+		var there uint32
 		fresh = fresh || s.maps.OwnAddresses.Lookup(key, &there) != nil
 	}
 	if err := replace(s.maps.OwnAddresses, want, "own addresses"); err != nil || !fresh {

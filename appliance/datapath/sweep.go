@@ -131,7 +131,7 @@ func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, names map[gate
 		return nil, nil, err
 	}
 	over = append(over, s.overfull(held)...)
-	if err := deleteFlows(s.maps.Flows, over); err != nil {
+	if err := errors.Join(deleteFlows(s.maps.Flows, over), deleteFlows(s.maps.Origins, over)); err != nil {
 		return nil, nil, err
 	}
 	return used, names, s.recount(held)

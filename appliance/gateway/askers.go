@@ -51,12 +51,15 @@ func (n *neighbours) isOwn(a netip.Addr) bool {
 
 // mayAsk keeps the DNS server from answering the internet: a router without a firewall lets its IPv6 in.
 func (n *neighbours) mayAsk(a netip.Addr) bool {
-	if a.IsPrivate() || a.IsLinkLocalUnicast() {
+	if a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLoopback() { // the last: this box itself
 		return true
 	}
 	now := n.now.Load()
 	if now == nil {
 		return false
+	}
+	if now.own[a] {
+		return true
 	}
 	for _, p := range now.allow {
 		if p.Contains(a) {

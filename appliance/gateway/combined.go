@@ -25,7 +25,8 @@ type upstream struct {
 // People count from the file: this type translates.
 //
 // The implicit rules leave the traffic to an upstream proxy direct, and that from it, lest a client's
-// connection to the proxy, or a proxy that has this gateway as its own, go in circles.
+// connection to the proxy, or a proxy that has this gateway as its own, go in circles; and what the box itself
+// sends to its neighbours, which no client would send by a gateway either.
 type combined struct {
 	policy   *policy.Policy
 	implicit int            // leading rules that are not in the file
@@ -34,8 +35,8 @@ type combined struct {
 }
 
 // combine makes the policy. Addresses gives those of a host; a host without any has no rule yet. A nil
-// function knows literal addresses only.
-func (p *Plan) combine(addresses func(host string) []netip.Addr) *combined {
+// function knows literal addresses only. Subnets are those that the box is in.
+func (p *Plan) combine(addresses func(host string) []netip.Addr, subnets []netip.Prefix) *combined {
 	if addresses == nil {
 		addresses = literal
 	}
@@ -63,6 +64,10 @@ func (p *Plan) combine(addresses func(host string) []netip.Addr) *combined {
 	if len(all) > 0 {
 		sources := slices.SortedFunc(maps.Keys(all), netip.Addr.Compare)
 		add("from upstreams", condition("source_ip_cidr", texts(sources)...))
+	}
+	if p.Config.Gateway.Local && len(subnets) > 0 {
+		c.made += fmt.Sprintln(subnets)
+		add("neighbours", condition("inbound_interface", "lo"), condition("ip_cidr", texts(subnets)...))
 	}
 	c.implicit = len(rules)
 	for i, r := range c.file.Rules {
@@ -107,9 +112,9 @@ func condition(key string, texts ...string) policy.Condition {
 	return c
 }
 
-func texts(addrs []netip.Addr) []string {
-	out := make([]string, len(addrs))
-	for i, a := range addrs {
+func texts[T fmt.Stringer](values []T) []string {
+	out := make([]string, len(values))
+	for i, a := range values {
 		out[i] = a.String()
 	}
 	return out
@@ -192,7 +197,7 @@ func lists(rules []policy.Rule, geo policy.GeoData) (all []admin.List) {
 // Explain decides a flow as the gateway would with this configuration, except that upstreams which are
 // given by name are not looked up.
 func (p *Plan) Explain(f policy.Flow) admin.Explanation {
-	return p.combine(nil).explain(f, returnPath(p.Config, nil))
+	return p.combine(nil, nil).explain(f, returnPath(p.Config, nil))
 }
 
 // matches is what a rule asks for, in the words of the file.

@@ -62,13 +62,13 @@ func loadFor(path string, s surroundings) (_ *Plan, err error) {
 			p.resolution.close()
 		}
 	}()
-	// Names are not known yet, but their rules will count against the limit: each stands in with an address.
+	// Names and subnets are not known yet, but their rules will count against the limit: each stands in with an address.
 	widest := p.combine(func(host string) []netip.Addr {
 		if found := literal(host); found != nil {
 			return found
 		}
 		return []netip.Addr{netip.IPv6Loopback()}
-	})
+	}, []netip.Prefix{netip.MustParsePrefix("::1/128")})
 	if err := widest.policy.Validate(); err != nil { // all that Compile would refuse
 		return nil, config.Position{File: p.Config.File}.Errorf("%w", err)
 	}

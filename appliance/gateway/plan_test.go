@@ -49,7 +49,7 @@ func TestImplicitRules(t *testing.T) {
 	p := mustLoad(t, twoUpstreams)
 	names := newNames()
 	names.learn("proxy.example", []netip.Addr{netip.MustParseAddr("2001:db8::7"), netip.MustParseAddr("::ffff:192.0.2.7")}, time.Now())
-	c := p.combine(names.addresses)
+	c := p.combine(names.addresses, nil)
 	var got []string
 	for i, r := range c.policy.Rules {
 		index, implicit := c.index(i)
@@ -102,20 +102,20 @@ func TestImplicitRulesDecide(t *testing.T) {
 func TestSamePolicy(t *testing.T) {
 	p := mustLoad(t, twoUpstreams)
 	names := newNames()
-	before := p.combine(names.addresses)
-	if !before.same(p.combine(names.addresses)) {
+	before := p.combine(names.addresses, nil)
+	if !before.same(p.combine(names.addresses, nil)) {
 		t.Error("the same plan makes another policy each time")
 	}
 	names.learn("proxy.example", []netip.Addr{netip.MustParseAddr("192.0.2.7")}, time.Now())
-	after := p.combine(names.addresses)
+	after := p.combine(names.addresses, nil)
 	if before.same(after) {
 		t.Error("a new address of an upstream changes nothing")
 	}
 	names.learn("proxy.example", []netip.Addr{netip.MustParseAddr("192.0.2.7")}, time.Now())
-	if !after.same(p.combine(names.addresses)) {
+	if !after.same(p.combine(names.addresses, nil)) {
 		t.Error("an address that was known makes another policy")
 	}
-	if after.same(mustLoad(t, twoUpstreams).combine(names.addresses)) {
+	if after.same(mustLoad(t, twoUpstreams).combine(names.addresses, nil)) {
 		t.Error("a file that was read again is the same policy")
 	}
 }

@@ -61,7 +61,7 @@ func (g *gateway) reconcile(ctx context.Context) error {
 // establish makes the kernel equal to a plan in a network. A failure changes nothing that packets see.
 func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.Snapshot) error {
 	before := g.current()
-	policy := plan.combine(g.names.addresses)
+	policy := plan.combine(g.names.addresses, subnets(plan.Config, snapshot))
 	if before.policy != nil && before.policy.same(policy) {
 		policy = before.policy // another pointer would mean another policy to the datapath
 	}
@@ -69,6 +69,7 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 	g.recallPath(snapshot)
 	desired := desire(plan.Config, policy, returnPath(plan.Config, g.path.known()), lan, snapshot)
 	desired.Untracked = g.exemption.needed(ctx, desired.ReturnPath, lan, snapshot)
+	desired.Own = own(plan, snapshot)
 	desired.Sockets = datapath.Sockets(g.proxy.Sockets())
 	if plan.resolution != nil {
 		desired.DNS = datapath.Sockets(g.dns.Sockets())
@@ -89,6 +90,7 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 	force := g.force
 	g.mu.Unlock()
 	g.followInterfaces(before, force)
+	g.report("own connections", g.datapath.OwnProblem())
 	g.followParameters(parametersOf(lan, snapshot))
 	return nil
 }

@@ -97,7 +97,7 @@ func (g *gateway) Flows(context.Context) ([]admin.Flow, error) {
 			Network: f.Protocol, Source: f.Source, Destination: f.Destination,
 			Verdict: f.Verdict, Translated: f.Translated, Outbound: f.Outbound, Rule: f.Rule, Generation: f.Generation, State: f.State,
 			Packets: f.Packets, Bytes: f.Bytes, Age: f.Age.Seconds(), Idle: f.Idle.Seconds(),
-			ClientMAC: f.ClientMAC, Interface: f.Interface,
+			ClientMAC: f.ClientMAC, Interface: f.Interface, Process: (*admin.Process)(f.Process),
 		}
 	}
 	return out, nil

@@ -67,11 +67,19 @@ func (c *flowsCmd) Run(ctx context.Context, e *env) error {
 	}
 	t := e.table("NETWORK", "CLIENT", "DESTINATION", "VERDICT", "OUTBOUND", "RULE", "STATE", "AGE", "IDLE", "PACKETS", "BYTES")
 	for _, f := range flows {
-		t.row(f.Network, f.Source, f.Destination, direct(f.Verdict, f.Translated), orDash(f.Outbound), f.Rule, f.State,
+		t.row(f.Network, client(f), f.Destination, direct(f.Verdict, f.Translated), orDash(f.Outbound), f.Rule, f.State,
 			duration(seconds(f.Age)), duration(seconds(f.Idle)), f.Packets, size(f.Bytes))
 	}
 	t.print()
 	return nil
+}
+
+// client is who opened a flow: an address, or a process of this box.
+func client(f admin.Flow) string {
+	if f.Process == nil {
+		return f.Source.String()
+	}
+	return fmt.Sprintf("%s[%d] in %s, port %d", orDash(f.Process.Name), f.Process.PID, orDash(f.Process.Unit), f.Source.Port())
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -1,0 +1,64 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// ownSockets lists the connections of the box itself that are direct. No program sees their packets: the list is that of the
+// sockets themselves, and says nothing of what they carry.
+func (d *Datapath) ownSockets(now uint64) ([]Flow, error) {
+	if d.applied == nil || d.applied.Own == nil || d.ownProblem != nil {
+		return nil, nil
+	}
+	entries, err := d.generation.listSockets(d.state)
+	if err != nil {
+		return nil, fmt.Errorf("reading the box's own sockets: %w", err)
+	}
+	var flows []Flow
+	for _, e := range entries {
+		if e.Key.DestinationPort == 0 || gatewayVerdict(e.Socket.Verdict) != gatewayVerdictVERDICT_DIRECT {
+			continue // not connected any more; or in the tables
+		}
+		flows = append(flows, d.describe(e.Key, gatewayFlow{
+			FirstSeen: e.Socket.FirstSeen, LastSeen: now, Generation: e.Socket.Generation, Rule: e.Socket.Rule,
+			Verdict: e.Socket.Verdict, State: uint8(gatewayFlowStateFLOW_ESTABLISHED),
+		}, now))
+		f := &flows[len(flows)-1]
+		f.Interface, f.Process = loopback, e.Socket.Origin.process()
+	}
+	return flows, nil
+}
+
+// listSockets runs own_list over the sockets.
+func (g *generation) listSockets(s *state) (entries []gatewayOwnEntry, err error) {
+	iterator, err := link.AttachIter(link.IterOptions{Program: g.objects.OwnList, Map: s.maps.OwnSockets})
+	if err != nil {
+		return nil, err
+	}
+	defer iterator.Close()
+	list, err := iterator.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer list.Close()
+	for {
+		var e gatewayOwnEntry
+		err := binary.Read(list, binary.NativeEndian, &e)
+		if errors.Is(err, io.EOF) {
+			return entries, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, e)
+	}
+}
+
+func (o gatewayOrigin) process() *Process {
+	return &Process{Name: cString(o.Name[:]), Unit: cString(o.Unit[:]), PID: o.Pid}
+}

@@ -1,0 +1,58 @@
+package gateway
+
+import (
+	"net/netip"
+	"slices"
+
+	"sidegate/appliance/config"
+	"sidegate/appliance/datapath"
+	"sidegate/appliance/netstate"
+)
+
+// own is how the box's own connections are treated; nil: they are left alone.
+func own(plan *Plan, s *netstate.Snapshot) *datapath.Own {
+	if !plan.Config.Gateway.Local {
+		return nil
+	}
+	return &datapath.Own{
+		Cgroup:  plan.Config.Gateway.Cgroup,
+		Source4: knownBy(s, false),
+		Source6: knownBy(s, true),
+		DNS:     plan.resolution != nil && !asksHere(plan.resolution.addresses(), s),
+	}
+}
+
+// knownBy is the address that the box would send by if nobody chose: of the interface of the default route.
+func knownBy(s *netstate.Snapshot, ipv6 bool) netip.Addr {
+	route, ok := s.Default(ipv6)
+	if !ok {
+		return netip.Addr{}
+	}
+	for _, a := range s.AddressesOf(route.LinkIndex) {
+		addr := a.Prefix.Addr()
+		if addr.Is6() == ipv6 && addr.IsGlobalUnicast() && !a.Tentative && !a.DADFailed && !a.Deprecated && !a.Temporary {
+			return addr
+		}
+	}
+	return netip.Addr{}
+}
+
+// asksHere reports whether a DNS server that we ask is on this box: its own questions would come back to us.
+func asksHere(servers []netip.Addr, s *netstate.Snapshot) bool {
+	return slices.ContainsFunc(servers, func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(s.OwnAddresses(), a) })
+}
+
+// subnets are those that the box is in.
+func subnets(c *config.Config, s *netstate.Snapshot) []netip.Prefix {
+	if !c.Gateway.Local {
+		return nil
+	}
+	var all []netip.Prefix
+	for _, a := range s.Addresses {
+		if p := a.Prefix.Masked(); !p.IsSingleIP() && p.Addr().IsGlobalUnicast() && !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return all
+}

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the box's own sockets send into lo to be proxied (ingress of lo). All else that passes there is let by at a glance. */
+#ifndef SIDEGATE_LOOPBACK_H
+#define SIDEGATE_LOOPBACK_H
+
+#include "bpf_endian.h"
+#include "bpf_helpers.h"
+#include "own.h"
+#include "types.h"
+
+/* By the socket's mark or, where there is none (a datagram's, a reset's of a socket that is gone), by the source. */
+static __always_inline bool own_is_steered(struct __sk_buff *skb)
+{
+	struct address pair[2];
+	__be32 source;
+
+	if ((skb->mark & MARK_MASK) == MARK_PROXY)
+		return true;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return !bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, saddr), &source,
+					   sizeof(source)) &&
+		       bpf_ntohl(source) >> 16 == OWN_PREFIX4;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) &&
+	       !bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), pair,
+				   sizeof(pair)) &&
+	       is_own_source(&pair[0]) && !is_loopback(&pair[1]) && !is_own(&pair[1]);
+}
+
+/* Puts the address back that a datagram's socket is bound to. */
+static __noinline bool own_restore(struct __sk_buff *skb, struct packet *p, __u32 number)
+{
+	struct address *source = bpf_map_lookup_elem(&own_numbers, &number);
+	struct address old = p->key.source;
+	__u32 checksum = p->transport + offsetof(struct udphdr, check);
+	__u64 flags = BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0;
+
+	if (!source || p->key.protocol != IPPROTO_UDP)
+		return false;
+	p->key.source = *source;
+	if (p->ipv6)
+		return !bpf_l4_csum_replace(skb, checksum, 0,
+					    bpf_csum_diff((__be32 *)&old, sizeof(old),
+							  (__be32 *)source, sizeof(*source), 0),
+					    flags) &&
+		       !bpf_skb_store_bytes(skb, p->link_length + offsetof(struct ipv6hdr, saddr),
+					    source, sizeof(*source), 0);
+	return !bpf_l4_csum_replace(skb, checksum, old.w[3], source->w[3],
+				    flags | sizeof(__be32)) &&
+	       !bpf_l3_csum_replace(skb, p->link_length + offsetof(struct iphdr, check), old.w[3],
+				    source->w[3], sizeof(__be32)) &&
+	       !bpf_skb_store_bytes(skb, p->link_length + offsetof(struct iphdr, saddr),
+				    &source->w[3], sizeof(__be32), 0);
+}
+
+/* The box's own socket that a packet comes from, to be released: it is the one that an answer would go to. */
+static __always_inline struct bpf_sock *own_sender(struct __sk_buff *skb, const struct packet *p)
+{
+	struct packet answer = { .ipv6 = p->ipv6 };
+	struct bpf_sock_tuple tuple = {};
+	__u32 size;
+
+	answer.key.source = p->key.destination;
+	answer.key.source_port = p->key.destination_port;
+	answer.key.destination = p->key.source;
+	answer.key.destination_port = p->key.source_port;
+	size = tuple_of(&answer, &tuple);
+	if (p->key.protocol == IPPROTO_TCP)
+		return bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+static __always_inline int own_act(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+{
+	if (flow->verdict == VERDICT_BLOCK)
+		return drop(flow->reject ? REASON_RULE_REJECT : REASON_RULE_BLOCK);
+	return proxy(skb, p, flow); /* what is direct, too: it is here, and the proxy sends it on */
+}
+
+/* What the socket's flow is, by what was decided when it connected, or else by the policy now. */
+static __noinline bool own_describe(struct __sk_buff *skb, const struct packet *p,
+				    struct flow *flow)
+{
+	struct bpf_sock *sk = own_sender(skb, p);
+	struct own_socket *own;
+
+	if (!sk)
+		return false;
+	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
+	if (!own || (own->verdict == VERDICT_INVALID && own_decide(p, own))) {
+		bpf_sk_release(sk);
+		return false;
+	}
+	own_flow(p, own, flow);
+	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
+	bpf_sk_release(sk);
+	return true;
+}
+
+/* Records a flow of the box that has come to lo. `old` is what an earlier connection of the same ports left. */
+__noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct flow *old)
+{
+	struct flow flow = {};
+
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
+	if (!own_describe(skb, p, &flow))
+		return drop(REASON_OWN_UNKNOWN);
+	flow.packets = 1;
+	flow.bytes = skb->len;
+	if (old)
+		*old = flow;
+	else
+		flow_record(skb, p, &flow);
+	return own_act(skb, p, &flow);
+}
+
+static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct packet *p)
+{
+	struct flow *flow = flow_lookup(&p->key);
+
+	if (p->key.protocol == IPPROTO_TCP && !opens_tcp(p)) {
+		if (flow)
+			flow_seen(skb, p, flow);
+		return tcp_socket_state(skb, p) ? pass() : drop(REASON_OWN_UNKNOWN);
+	}
+	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow))
+		return own_begin(skb, p, flow);
+	flow_seen(skb, p, flow);
+	return own_act(skb, p, flow);
+}
+
+static __always_inline int own_gate(struct __sk_buff *skb)
+{
+	struct packet p = { .own = 1 };
+	__u32 number;
+
+	if (!own_is_steered(skb))
+		return pass();
+	switch (parse(skb, &p, ETH_HLEN)) {
+	case PARSED_DROP:
+		return drop(p.reason);
+	case PARSED_FLOW:
+		break;
+	default:
+		return pass();
+	}
+	if (!own_leaves(&p.key.destination))
+		return pass();
+	number = own_number(&p.key.source);
+	if (number && !own_restore(skb, &p, number))
+		return drop(REASON_OWN_UNKNOWN);
+	return asks_dns(&p) ? question(skb, &p) : own_flow_packet(skb, &p);
+}
+
+#endif
