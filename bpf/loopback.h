@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* By the socket's mark or, where there is none (a datagram's, a reset's of a socket that is gone), by the source. */
-static __always_inline bool own_is_steered(struct __sk_buff *skb)
+static __noinline bool own_is_steered(struct __sk_buff *skb)
 {
 	struct address pair[2];
 	__be32 source;
@@ -52,18 +52,28 @@ static __noinline bool own_restore(struct __sk_buff *skb, struct packet *p, __u3
 				    &source->w[3], sizeof(__be32), 0);
 }
 
+static __always_inline __u32 answer_tuple(const struct packet *p, struct bpf_sock_tuple *tuple)
+{
+	if (p->ipv6) {
+		__builtin_memcpy(tuple->ipv6.saddr, &p->key.destination, 16);
+		__builtin_memcpy(tuple->ipv6.daddr, &p->key.source, 16);
+		tuple->ipv6.sport = p->key.destination_port;
+		tuple->ipv6.dport = p->key.source_port;
+		return sizeof(tuple->ipv6);
+	}
+	tuple->ipv4.saddr = p->key.destination.w[3];
+	tuple->ipv4.daddr = p->key.source.w[3];
+	tuple->ipv4.sport = p->key.destination_port;
+	tuple->ipv4.dport = p->key.source_port;
+	return sizeof(tuple->ipv4);
+}
+
 /* The box's own socket that a packet comes from, to be released: it is the one that an answer would go to. */
 static __always_inline struct bpf_sock *own_sender(struct __sk_buff *skb, const struct packet *p)
 {
-	struct packet answer = { .ipv6 = p->ipv6 };
 	struct bpf_sock_tuple tuple = {};
-	__u32 size;
+	__u32 size = answer_tuple(p, &tuple);
 
-	answer.key.source = p->key.destination;
-	answer.key.source_port = p->key.destination_port;
-	answer.key.destination = p->key.source;
-	answer.key.destination_port = p->key.source_port;
-	size = tuple_of(&answer, &tuple);
 	if (p->key.protocol == IPPROTO_TCP)
 		return bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	return bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
@@ -76,9 +86,8 @@ static __always_inline int own_act(struct __sk_buff *skb, const struct packet *p
 	return proxy(skb, p, flow); /* what is direct, too: it is here, and the proxy sends it on */
 }
 
-/* What the socket's flow is, by what was decided when it connected, or else by the policy now. */
-static __noinline bool own_describe(struct __sk_buff *skb, const struct packet *p,
-				    struct flow *flow)
+/* What was decided when the packet's socket connected, if it did, and who opened it. */
+static __noinline bool own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	struct bpf_sock *sk = own_sender(skb, p);
 	struct own_socket *own;
@@ -86,24 +95,27 @@ static __noinline bool own_describe(struct __sk_buff *skb, const struct packet *
 	if (!sk)
 		return false;
 	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
-	if (!own || (own->verdict == VERDICT_INVALID && own_decide(p, own))) {
-		bpf_sk_release(sk);
-		return false;
+	if (own) {
+		*flow = own->flow;
+		bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	}
-	own_flow(p, own, flow);
-	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	bpf_sk_release(sk);
-	return true;
+	return own;
 }
 
 /* Records a flow of the box that has come to lo. `old` is what an earlier connection of the same ports left. */
 __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct flow *old)
 {
+	struct origin *origin;
 	struct flow flow = {};
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
-	if (!own_describe(skb, p, &flow))
+	if (!own_recall(skb, p, &flow))
+		return drop(REASON_OWN_UNKNOWN);
+	origin = bpf_map_lookup_elem(&origins, &p->key);
+	if (flow.verdict == VERDICT_INVALID &&
+	    (!origin || own_decide(p, &origin->process, own_name(p), &flow)))
 		return drop(REASON_OWN_UNKNOWN);
 	flow.packets = 1;
 	flow.bytes = skb->len;

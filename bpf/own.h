@@ -53,8 +53,17 @@ static __always_inline void own_source(const struct packet *p, struct address *s
 		*source = *known;
 }
 
-/* Asks the policy on a socket's behalf; returns a reason if it has no answer. */
-static __noinline __u32 own_decide(const struct packet *p, struct own_socket *own)
+/* What the box knows the destination by: find_name's word, looked up before own_decide, for stack is scarce. */
+static __always_inline __u64 own_name(const struct packet *p)
+{
+	__u8 mac[6] = {};
+
+	return uses_name ? find_name(p, mac) : 0;
+}
+
+/* Asks the policy about what a process sends; returns a reason if it has no answer. */
+static __noinline __u32 own_decide(const struct packet *p, const struct process *process, __u64 name,
+				   struct flow *flow)
 {
 	struct decision decision = {};
 	struct facts facts = {
@@ -64,26 +73,23 @@ static __noinline __u32 own_decide(const struct packet *p, struct own_socket *ow
 		.network = network_bits(p->key.protocol),
 		.ipv6 = p->ipv6,
 		.interface = LOOPBACK_INDEX,
-		.process = own->origin.process,
+		.process = *process,
+		.name.class = (__u32)name,
+		.name.flags = sniff == SNIFF_OFF ? NAME_CERTAIN : name >> 32,
 	};
-	__u8 mac[6] = {};
-	__u64 name;
 
-	own->first_seen = bpf_jiffies64();
 	own_source(p, &facts.source);
-	if (uses_name) {
-		name = find_name(p, mac);
-		facts.name.class = (__u32)name;
-		facts.name.flags = sniff == SNIFF_OFF ? NAME_CERTAIN : name >> 32;
-	}
 	decide(&facts, &decision);
-	own->mark = decision.action.mark;
-	own->outbound = decision.action.outbound;
-	own->generation = generation;
-	own->rule = decision.rule;
-	own->verdict = decision.doubtful ? VERDICT_SNIFF : decision.action.verdict;
-	own->decided = decision.action.verdict;
-	own->reject = decision.action.reject;
+	flow->first_seen = bpf_jiffies64();
+	flow->last_seen = flow->first_seen;
+	flow->mark = decision.action.mark;
+	flow->outbound = decision.action.outbound;
+	flow->generation = generation;
+	flow->rule = decision.rule;
+	flow->verdict = decision.doubtful ? VERDICT_SNIFF : decision.action.verdict;
+	flow->decided = decision.action.verdict;
+	flow->reject = decision.action.reject;
+	flow->state = FLOW_OPENING;
 	return decision.reason;
 }
 
@@ -93,29 +99,12 @@ static __always_inline bool own_needs_daemon(__u8 verdict)
 }
 
 /* With no daemon the owner's choice holds, from the start: a connection does not change sides later. */
-static __always_inline __u8 own_without_daemon(const struct packet *p, __u8 verdict, __u8 decided)
+static __always_inline void own_without_daemon(const struct packet *p, struct flow *flow)
 {
-	if (!own_needs_daemon(verdict) || on_failure != ON_FAILURE_DIRECT ||
-	    has_listener(p, verdict))
-		return verdict;
-	return verdict == VERDICT_SNIFF && decided == VERDICT_BLOCK ? VERDICT_BLOCK :
-								      VERDICT_DIRECT;
-}
-
-static __always_inline void own_flow(const struct packet *p, const struct own_socket *own,
-				     struct flow *flow)
-{
-	flow->first_seen = bpf_jiffies64();
-	flow->last_seen = flow->first_seen;
-	flow->mark = own->mark;
-	flow->outbound = own->outbound;
-	flow->generation = own->generation;
-	flow->rule = own->rule;
-	flow->interface = 0;
-	flow->verdict = own->verdict;
-	flow->decided = own->decided;
-	flow->reject = own->reject;
-	flow->state = FLOW_OPENING;
+	if (!own_needs_daemon(flow->verdict) || on_failure != ON_FAILURE_DIRECT ||
+	    has_listener(p, flow->verdict))
+		return;
+	flow->verdict = flow->decided == VERDICT_BLOCK ? VERDICT_BLOCK : VERDICT_DIRECT;
 }
 
 #endif

@@ -111,49 +111,55 @@ static __always_inline struct own_socket *socket_storage(struct bpf_sock_addr *c
 	return own;
 }
 
+static __always_inline bool answers_dns(const struct packet *p)
+{
+	return on_failure != ON_FAILURE_DIRECT || has_listener(p, VERDICT_DNS);
+}
+
+/* What becomes of a connection or a flow that begins; returns a reason if that is not known. */
+static __always_inline __u32 socket_decide(const struct packet *p, const struct own_socket *own,
+					   struct flow *flow)
+{
+	__u32 reason = own_decide(p, &own->origin.process, own_name(p), flow);
+
+	if (!reason && flow->verdict != VERDICT_SNIFF)
+		count_rule(flow->rule);
+	own_without_daemon(p, flow);
+	return reason;
+}
+
 static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
-	__u32 reason;
+	struct flow flow = { .verdict = VERDICT_DIRECT, .mark = direct_mark, .rule = RULE_DEFAULT };
+	__u32 reason = 0;
 
 	if (!own)
 		return socket_fail(REASON_OWN_UNKNOWN, -ENOMEM);
-	if (asks_dns(p)) {
-		own->verdict = own_without_daemon(p, VERDICT_DNS, VERDICT_DIRECT);
-		own->mark = direct_mark;
-		own->rule = RULE_DEFAULT;
-	} else {
-		reason = own_decide(p, own);
-		if (reason)
-			return socket_fail(reason, -EPERM);
-		if (own->verdict != VERDICT_SNIFF)
-			count_rule(own->rule);
-		own->verdict = own_without_daemon(p, own->verdict, own->decided);
-	}
-	if (own->verdict == VERDICT_BLOCK)
-		return socket_refuse(own->reject);
-	if (own->verdict ==
-	    VERDICT_DIRECT) /* at every connect: it may have been to be proxied before */
-		return socket_mark(ctx, MARK_MASK | own->mark, own->mark & ~MARK_MASK) ? ALLOW :
-											 REFUSE;
+	if (asks_dns(p))
+		flow.verdict = answers_dns(p) ? VERDICT_DNS : VERDICT_DIRECT;
+	else
+		reason = socket_decide(p, own, &flow);
+	if (reason)
+		return socket_fail(reason, -EPERM);
+	own->flow = flow;
+	if (flow.verdict == VERDICT_BLOCK)
+		return socket_refuse(flow.reject);
+	if (flow.verdict == VERDICT_DIRECT) /* at every connect: it may have been to be proxied before */
+		return socket_mark(ctx, MARK_MASK | flow.mark, flow.mark & ~MARK_MASK) ? ALLOW : REFUSE;
 	if (!socket_unbind(ctx))
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
 	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
 }
 
-/* Records a flow that has no connection, of whose first packet all is known. */
-static __noinline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p)
+/* Records a flow that has no connection, of whose first packet all is known. Others may send by the same socket just now. */
+static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
 	struct flow flow = {};
 
-	if (!own || own_decide(p, own))
+	if (!own || socket_decide(p, own, &flow))
 		return NULL;
-	if (own->verdict != VERDICT_SNIFF)
-		count_rule(own->rule);
-	own_flow(p, own, &flow);
-	flow.verdict = own_without_daemon(p, own->verdict, own->decided);
-	own->verdict = VERDICT_INVALID; /* another datagram may go elsewhere */
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	if (bpf_map_update_elem(&flows, &p->key, &flow, BPF_ANY))
 		bpf_map_update_elem(&crowd_flows, &p->key, &flow, BPF_ANY);
@@ -201,7 +207,7 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 	if (is_published(p)) /* the answer of a service that was reached from outside */
 		return ALLOW;
 	if (asks_dns(p)) {
-		if (own_without_daemon(p, VERDICT_DNS, VERDICT_DIRECT) == VERDICT_DIRECT)
+		if (!answers_dns(p))
 			return ALLOW;
 	} else {
 		flow = flow_lookup(&p->key) ?: socket_begin(ctx, p);
@@ -244,7 +250,7 @@ static __always_inline bool socket_is_steered(struct bpf_sock_addr *ctx)
 {
 	struct own_socket *own = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
 
-	return own && own_needs_daemon(own->verdict);
+	return own && own_needs_daemon(own->flow.verdict);
 }
 
 static __always_inline void socket_name6(struct bpf_sock_addr *ctx)

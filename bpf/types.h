@@ -181,15 +181,7 @@ struct origin {
 /* What was decided on a socket of the box itself when it connected. It lives as long as the socket. */
 struct own_socket {
 	struct origin origin;
-	__u64 first_seen; /* jiffies */
-	__u32 mark;
-	__u32 outbound;
-	__u32 generation;
-	__u16 rule;
-	__u8 verdict; /* enum verdict; invalid for one that sends without being connected: its flows have theirs */
-	__u8 decided; /* enum verdict: what the policy says where nothing is sniffed */
-	__u8 reject;
-	__u8 pad[7];
+	struct flow flow; /* its verdict is invalid for a socket that sends without being connected */
 };
 
 /* One entry of the list of own_sockets: a socket, and what was decided on it. */

@@ -230,17 +230,9 @@ const (
 )
 
 type gatewayOwnSocket struct {
-	_          structs.HostLayout
-	Origin     gatewayOrigin
-	FirstSeen  uint64
-	Mark       uint32
-	Outbound   uint32
-	Generation uint32
-	Rule       uint16
-	Verdict    uint8
-	Decided    uint8
-	Reject     uint8
-	Pad        [7]uint8
+	_      structs.HostLayout
+	Origin gatewayOrigin
+	Flow   gatewayFlow
 }
 
 type gatewayPortClasses struct {

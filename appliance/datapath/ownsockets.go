@@ -21,13 +21,12 @@ func (d *Datapath) ownSockets(now uint64) ([]Flow, error) {
 	}
 	var flows []Flow
 	for _, e := range entries {
-		if e.Key.DestinationPort == 0 || gatewayVerdict(e.Socket.Verdict) != gatewayVerdictVERDICT_DIRECT {
+		if e.Key.DestinationPort == 0 || gatewayVerdict(e.Socket.Flow.Verdict) != gatewayVerdictVERDICT_DIRECT {
 			continue // not connected any more; or in the tables
 		}
-		flows = append(flows, d.describe(e.Key, gatewayFlow{
-			FirstSeen: e.Socket.FirstSeen, LastSeen: now, Generation: e.Socket.Generation, Rule: e.Socket.Rule,
-			Verdict: e.Socket.Verdict, State: uint8(gatewayFlowStateFLOW_ESTABLISHED),
-		}, now))
+		v := e.Socket.Flow
+		v.LastSeen, v.State = now, uint8(gatewayFlowStateFLOW_ESTABLISHED)
+		flows = append(flows, d.describe(e.Key, v, now))
 		f := &flows[len(flows)-1]
 		f.Interface, f.Process = loopback, e.Socket.Origin.process()
 	}
