@@ -31,6 +31,9 @@ const volatile __u8 uses_source_port = 1;
 const volatile __u8 uses_mac = 1;
 const volatile __u8 uses_interface = 1;
 const volatile __u8 uses_name = 1;
+const volatile __u8 uses_process_name = 1;
+const volatile __u8 uses_process_path = 1;
+const volatile __u8 uses_process_unit = 1;
 
 /* dscp | network << 6 | ipv6 << 8 → class */
 const volatile __u16 header_class[512] = {};

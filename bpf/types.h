@@ -235,6 +235,17 @@ struct action {
 };
 
 /*
+ * What a process of the box itself is told by: 64-bit FNV-1a hashes, 0 where it is not known. name
+ * and unit are of the text; path is of its components from the last to the first, each with a
+ * slash behind it, for so the kernel finds them: /usr/bin/curl is "curl/bin/usr/".
+ */
+struct process {
+	__u64 name; /* base name of the executable file */
+	__u64 path; /* its absolute path */
+	__u64 unit; /* systemd unit, or the cgroup's directory */
+};
+
+/*
  * All that a decision depends on: the flow's facts, some already as classes. It is also the
  * input of the policy_query program, which the self-test and `explain` run.
  */
@@ -251,8 +262,8 @@ struct facts {
 	__u8 mac[6];
 	__u8 pad2[2];
 	struct name name;
-	__u32 process_class;
 	__u32 pad3;
+	struct process process; /* zero: a client's flow */
 };
 
 struct decision {

@@ -83,8 +83,8 @@ type gatewayFacts struct {
 	Mac             [6]uint8
 	Pad2            [2]uint8
 	Name            gatewayName
-	ProcessClass    uint32
 	Pad3            uint32
+	Process         gatewayProcess
 }
 
 type gatewayFailurePolicy uint32
@@ -205,6 +205,13 @@ type gatewayPrefix6 struct {
 	Address [4]uint32
 }
 
+type gatewayProcess struct {
+	_    structs.HostLayout
+	Name uint64
+	Path uint64
+	Unit uint64
+}
+
 type gatewayPublishedKey struct {
 	_        structs.HostLayout
 	Address  gatewayAddress
@@ -309,7 +316,12 @@ const (
 	gatewayMapNameBits            = "name_bits"
 	gatewayMapNames               = "names"
 	gatewayMapOwnAddresses        = "own_addresses"
-	gatewayMapProcessBits         = "process_bits"
+	gatewayMapProcessNameBits     = "process_name_bits"
+	gatewayMapProcessNames        = "process_names"
+	gatewayMapProcessPathBits     = "process_path_bits"
+	gatewayMapProcessPaths        = "process_paths"
+	gatewayMapProcessUnitBits     = "process_unit_bits"
+	gatewayMapProcessUnits        = "process_units"
 	gatewayMapPublished           = "published"
 	gatewayMapResolvers           = "resolvers"
 	gatewayMapRuleFlows           = "rule_flows"
@@ -344,6 +356,9 @@ const (
 	gatewayVarUsesInterface       = "uses_interface"
 	gatewayVarUsesMac             = "uses_mac"
 	gatewayVarUsesName            = "uses_name"
+	gatewayVarUsesProcessName     = "uses_process_name"
+	gatewayVarUsesProcessPath     = "uses_process_path"
+	gatewayVarUsesProcessUnit     = "uses_process_unit"
 	gatewayVarUsesSource          = "uses_source"
 	gatewayVarUsesSourcePort      = "uses_source_port"
 )
@@ -428,7 +443,12 @@ type gatewayMapSpecs struct {
 	NameBits            *ebpf.MapSpec `ebpf:"name_bits"`
 	Names               *ebpf.MapSpec `ebpf:"names"`
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
-	ProcessBits         *ebpf.MapSpec `ebpf:"process_bits"`
+	ProcessNameBits     *ebpf.MapSpec `ebpf:"process_name_bits"`
+	ProcessNames        *ebpf.MapSpec `ebpf:"process_names"`
+	ProcessPathBits     *ebpf.MapSpec `ebpf:"process_path_bits"`
+	ProcessPaths        *ebpf.MapSpec `ebpf:"process_paths"`
+	ProcessUnitBits     *ebpf.MapSpec `ebpf:"process_unit_bits"`
+	ProcessUnits        *ebpf.MapSpec `ebpf:"process_units"`
 	Published           *ebpf.MapSpec `ebpf:"published"`
 	Resolvers           *ebpf.MapSpec `ebpf:"resolvers"`
 	RuleFlows           *ebpf.MapSpec `ebpf:"rule_flows"`
@@ -462,6 +482,9 @@ type gatewayVariableSpecs struct {
 	UsesInterface       *ebpf.VariableSpec `ebpf:"uses_interface"`
 	UsesMac             *ebpf.VariableSpec `ebpf:"uses_mac"`
 	UsesName            *ebpf.VariableSpec `ebpf:"uses_name"`
+	UsesProcessName     *ebpf.VariableSpec `ebpf:"uses_process_name"`
+	UsesProcessPath     *ebpf.VariableSpec `ebpf:"uses_process_path"`
+	UsesProcessUnit     *ebpf.VariableSpec `ebpf:"uses_process_unit"`
 	UsesSource          *ebpf.VariableSpec `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.VariableSpec `ebpf:"uses_source_port"`
 }
@@ -511,7 +534,12 @@ type gatewayMaps struct {
 	NameBits            *ebpf.Map `ebpf:"name_bits"`
 	Names               *ebpf.Map `ebpf:"names"`
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
-	ProcessBits         *ebpf.Map `ebpf:"process_bits"`
+	ProcessNameBits     *ebpf.Map `ebpf:"process_name_bits"`
+	ProcessNames        *ebpf.Map `ebpf:"process_names"`
+	ProcessPathBits     *ebpf.Map `ebpf:"process_path_bits"`
+	ProcessPaths        *ebpf.Map `ebpf:"process_paths"`
+	ProcessUnitBits     *ebpf.Map `ebpf:"process_unit_bits"`
+	ProcessUnits        *ebpf.Map `ebpf:"process_units"`
 	Published           *ebpf.Map `ebpf:"published"`
 	Resolvers           *ebpf.Map `ebpf:"resolvers"`
 	RuleFlows           *ebpf.Map `ebpf:"rule_flows"`
@@ -550,7 +578,12 @@ func (m *gatewayMaps) Close() error {
 		m.NameBits,
 		m.Names,
 		m.OwnAddresses,
-		m.ProcessBits,
+		m.ProcessNameBits,
+		m.ProcessNames,
+		m.ProcessPathBits,
+		m.ProcessPaths,
+		m.ProcessUnitBits,
+		m.ProcessUnits,
 		m.Published,
 		m.Resolvers,
 		m.RuleFlows,
@@ -585,6 +618,9 @@ type gatewayVariables struct {
 	UsesInterface       *ebpf.Variable `ebpf:"uses_interface"`
 	UsesMac             *ebpf.Variable `ebpf:"uses_mac"`
 	UsesName            *ebpf.Variable `ebpf:"uses_name"`
+	UsesProcessName     *ebpf.Variable `ebpf:"uses_process_name"`
+	UsesProcessPath     *ebpf.Variable `ebpf:"uses_process_path"`
+	UsesProcessUnit     *ebpf.Variable `ebpf:"uses_process_unit"`
 	UsesSource          *ebpf.Variable `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.Variable `ebpf:"uses_source_port"`
 }
