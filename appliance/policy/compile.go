@@ -57,8 +57,8 @@ func (c *compiler) addVersion(v Value, g group)     { appendValue(&c.version, v,
 func (c *compiler) addCodePoint(v Value, g group)   { appendValue(&c.codePoint, v, g) }
 func (c *compiler) addMAC(v Value, g group)         { appendValue(&c.mac, v, g) }
 func (c *compiler) addInterface(v Value, g group)   { appendValue(&c.inbound, v.String(), g) }
-func (c *compiler) addProcessName(v Value, g group) { appendValue(&c.processName, v.String(), g) }
-func (c *compiler) addProcessPath(v Value, g group) { appendValue(&c.processPath, v.String(), g) }
+func (c *compiler) addProcess(v Value, g group)     { appendValue(&c.processName, v.String(), g) }
+func (c *compiler) addPath(v Value, g group)        { appendValue(&c.processPath, v.String(), g) }
 func (c *compiler) addUnit(v Value, g group)        { appendValue(&c.processUnit, v.String(), g) }
 
 func (c *compiler) addSite(v Value, g group) {

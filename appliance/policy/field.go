@@ -111,13 +111,13 @@ var fields = []*Field{
 	}, {
 		Key: "process_name", Dimension: ProcessName, Example: "[curl]",
 		Doc:   "The process on the gateway itself that opened the connection, by the base name of its executable file. Clients' flows match neither this nor its negation.",
-		parse: parseProcessName, matches: matchProcessName, encode: (*compiler).addProcessName,
-		random: randomProcessName, near: nearProcessName,
+		parse: parseProcess, matches: matchProcess, encode: (*compiler).addProcess,
+		random: randomProcess, near: nearProcess,
 	}, {
 		Key: "process_path", Dimension: ProcessPath, Example: "[/usr/bin/curl]",
 		Doc:   "The same by the absolute path of that file, whole: the file's own, not that of a link to it.",
-		parse: parseProcessPath, matches: matchProcessPath, encode: (*compiler).addProcessPath,
-		random: randomProcessPath, near: nearProcessPath,
+		parse: parsePath, matches: matchPath, encode: (*compiler).addPath,
+		random: randomPath, near: nearPath,
 	}, {
 		Key: "unit", Dimension: ProcessUnit, Example: "[transmission.service]",
 		Doc:   "The same by its systemd unit, whole name; elsewhere than under systemd by its cgroup's directory.",

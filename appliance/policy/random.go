@@ -202,7 +202,7 @@ func someFlow(r *rand.Rand) Flow {
 		DSCP:        pick(r, []uint8{0, 0, uint8(r.IntN(64))}),
 		SourceMAC:   pick(r, []MAC{someMAC(r), nearbyMAC}),
 		Interface:   randomInterface(r),
-		Process:     Process{randomProcessName(r), randomProcessPath(r), randomUnit(r)},
+		Process:     Process{randomProcess(r), randomPath(r), randomUnit(r)},
 	}
 	for range pick(r, []int{0, 1, 1, 1, 2, 3}) {
 		f.Names = append(f.Names, randomDomain(r))

@@ -186,21 +186,21 @@ func nearInterface(r *rand.Rand, v Value, f *Flow, _ GeoData) {
 	f.Interface = pick(r, []string{v.String(), v.String(), randomInterface(r)})
 }
 
-func randomProcessName(r *rand.Rand) string {
+func randomProcess(r *rand.Rand) string {
 	return pick(r, []string{"curl", "Curl", "curl2", "sshd"})
 }
 
-func nearProcessName(r *rand.Rand, v Value, f *Flow, _ GeoData) {
-	f.Process.Name = pick(r, []string{v.String(), v.String(), randomProcessName(r)})
+func nearProcess(r *rand.Rand, v Value, f *Flow, _ GeoData) {
+	f.Process.Name = pick(r, []string{v.String(), v.String(), randomProcess(r)})
 }
 
 // The paths have their components in common, and one another's as their end.
-func randomProcessPath(r *rand.Rand) string {
+func randomPath(r *rand.Rand) string {
 	return pick(r, []string{"/usr/bin/curl", "/bin/curl", "/bin/usr/curl", "/usr/bin/curl2", "/usr/bin", "/curl"})
 }
 
-func nearProcessPath(r *rand.Rand, v Value, f *Flow, _ GeoData) {
-	f.Process.Path = pick(r, []string{v.String(), v.String(), randomProcessPath(r)})
+func nearPath(r *rand.Rand, v Value, f *Flow, _ GeoData) {
+	f.Process.Path = pick(r, []string{v.String(), v.String(), randomPath(r)})
 }
 
 func randomUnit(r *rand.Rand) string {

@@ -70,11 +70,9 @@ func matchVersion(v Value, f *facts, _ GeoData) bool   { return v.(version) == f
 func matchCodePoint(v Value, f *facts, _ GeoData) bool { return uint8(v.(codePoint)) == f.DSCP }
 func matchMAC(v Value, f *facts, _ GeoData) bool       { return v.(MAC) == f.SourceMAC }
 func matchInterface(v Value, f *facts, _ GeoData) bool { return string(v.(text)) == f.Interface }
-func matchProcessName(v Value, f *facts, _ GeoData) bool { return string(v.(text)) == f.Process.Name }
-
-func matchProcessPath(v Value, f *facts, _ GeoData) bool { return string(v.(text)) == f.Process.Path }
-
-func matchUnit(v Value, f *facts, _ GeoData) bool { return string(v.(text)) == f.Process.Unit }
+func matchProcess(v Value, f *facts, _ GeoData) bool   { return string(v.(text)) == f.Process.Name }
+func matchPath(v Value, f *facts, _ GeoData) bool      { return string(v.(text)) == f.Process.Path }
+func matchUnit(v Value, f *facts, _ GeoData) bool      { return string(v.(text)) == f.Process.Unit }
 
 // privatePrefixes are the destinations that ip_is_private matches, as in sing-box: private and shared
 // use (RFC 1918, RFC 4193), loopback, link-local, multicast and unspecified.
@@ -283,7 +281,7 @@ func parseInterface(name string) (Value, error) {
 	return text(name), nil
 }
 
-func parseProcessName(name string) (Value, error) {
+func parseProcess(name string) (Value, error) {
 	if i := strings.LastIndexByte(name, '/'); i >= 0 && i+1 < len(name) {
 		return nil, fmt.Errorf("processes are compared by base name: write %s, or process_path: %s", name[i+1:], name)
 	}
@@ -298,8 +296,8 @@ func isFileName(name string) bool {
 	return name != "" && len(name) <= 255 && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00")
 }
 
-// parseProcessPath takes paths as the kernel tells them, so that spellings of one path need not be compared.
-func parseProcessPath(p string) (Value, error) {
+// parsePath takes paths as the kernel tells them, so that spellings of one path need not be compared.
+func parsePath(p string) (Value, error) {
 	switch {
 	case !path.IsAbs(p):
 		return nil, errors.New("not an absolute path: write one like /usr/bin/curl, or process_name for the base name alone")
