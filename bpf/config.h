@@ -31,12 +31,14 @@ const volatile __u8 uses_source_port = 1;
 const volatile __u8 uses_mac = 1;
 const volatile __u8 uses_interface = 1;
 const volatile __u8 uses_name = 1;
+const volatile __u8 uses_process_name = 1;
+const volatile __u8 uses_process_path = 1;
+const volatile __u8 uses_process_unit = 1;
 
 /* dscp | network << 6 | ipv6 << 8 → class */
 const volatile __u16 header_class[512] = {};
 
 /* The gateway's network namespace: cgroups have the sockets of all. */
-const volatile __u8 uses_process_path = 1;
 const volatile __u64 own_netns = 0;
 const volatile __u8 own_dns = 0; /* the box's own questions are answered by the daemon too */
 

@@ -200,6 +200,19 @@ struct {
 	__type(value, __u32);
 } interfaces SEC(".maps");
 
+/* key: a hash of struct process */
+#define PROCESSES(name)                          \
+	struct {                                 \
+		__uint(type, BPF_MAP_TYPE_HASH); \
+		__uint(max_entries, 1);          \
+		__type(key, __u64);              \
+		__type(value, __u32);            \
+	} name SEC(".maps")
+
+PROCESSES(process_names);
+PROCESSES(process_paths);
+PROCESSES(process_units);
+
 /* The class of all names that a client, or everybody, knows an address by. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -226,7 +239,9 @@ BITS(mac_bits);
 BITS(interface_bits);
 BITS(name_bits); /* any of the names permits the rule */
 BITS(certain_bits); /* each of the names permits it */
-BITS(process_bits);
+BITS(process_name_bits);
+BITS(process_path_bits);
+BITS(process_unit_bits);
 
 /* The last row, RULE_DEFAULT, is what no rule decides. */
 struct {

@@ -62,8 +62,8 @@ static __always_inline __u64 own_name(const struct packet *p)
 }
 
 /* Asks the policy about what a process sends; returns a reason if it has no answer. */
-static __noinline __u32 own_decide(const struct packet *p, const struct process *process, __u64 name,
-				   struct flow *flow)
+static __noinline __u32 own_decide(const struct packet *p, const struct process *process,
+				   __u64 name, struct flow *flow)
 {
 	struct decision decision = {};
 	struct facts facts = {

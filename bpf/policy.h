@@ -135,8 +135,24 @@ struct rows {
 	struct bits *mac;
 	struct bits *interface;
 	struct bits *name;
-	struct bits *process;
+	struct bits *process_name; /* this and what follows: NULL where no rule looks */
+	struct bits *process_path;
+	struct bits *process_unit;
 };
+
+/* Where no rule looks at this of a process there is nothing to find: row stays NULL. */
+static __always_inline bool find_process_row(bool used, void *classes, void *rows, __u64 hash,
+					     struct bits **row)
+{
+	__u32 class, *known;
+
+	if (!used)
+		return true;
+	known = hash ? bpf_map_lookup_elem(classes, &hash) : NULL;
+	class = known ? *known : hash ? CLASS_OTHER : CLASS_UNKNOWN;
+	*row = bpf_map_lookup_elem(rows, &class);
+	return *row;
+}
 
 static __always_inline bool find_rows(const struct facts *f, struct rows *r)
 {
@@ -157,18 +173,30 @@ static __always_inline bool find_rows(const struct facts *f, struct rows *r)
 	r->interface = bpf_map_lookup_elem(&interface_bits, &class);
 	class = f->name.class;
 	r->name = bpf_map_lookup_elem(&name_bits, &class);
-	class = 0;
-	r->process = bpf_map_lookup_elem(&process_bits, &class);
 	return r->header && r->destination && r->source && r->destination_port && r->source_port &&
-	       r->mac && r->interface && r->name && r->process;
+	       r->mac && r->interface && r->name &&
+	       find_process_row(uses_process_name, &process_names, &process_name_bits,
+				f->process.name, &r->process_name) &&
+	       find_process_row(uses_process_path, &process_paths, &process_path_bits,
+				f->process.path, &r->process_path) &&
+	       find_process_row(uses_process_unit, &process_units, &process_unit_bits,
+				f->process.unit, &r->process_unit);
 }
 
 /* What all dimensions but the name permit. */
 static __always_inline __u64 nameless_word(const struct rows *r, __u32 i)
 {
-	return r->header->w[i] & r->destination->w[i] & r->source->w[i] &
-	       r->destination_port->w[i] & r->source_port->w[i] & r->mac->w[i] &
-	       r->interface->w[i] & r->process->w[i];
+	__u64 word = r->header->w[i] & r->destination->w[i] & r->source->w[i] &
+		     r->destination_port->w[i] & r->source_port->w[i] & r->mac->w[i] &
+		     r->interface->w[i];
+
+	if (r->process_name)
+		word &= r->process_name->w[i];
+	if (r->process_path)
+		word &= r->process_path->w[i];
+	if (r->process_unit)
+		word &= r->process_unit->w[i];
+	return word;
 }
 
 /* The first rule that every row permits; RULE_DEFAULT if none. */
@@ -225,16 +253,17 @@ static __always_inline void decide(const struct facts *f, struct decision *d)
 {
 	struct rows rows = {};
 	struct action *action;
+	__u32 rule; /* in memory, for the look-up, and so the decision need not be: stack is scarce */
 
 	d->reason = REASON_POLICY_MISSING;
 	if (!find_rows(f, &rows))
 		return;
-	d->rule = first_rule(&rows);
-	action = bpf_map_lookup_elem(&actions, &d->rule);
+	d->doubtful = f->name.flags && is_doubtful(&rows, &f->name);
+	d->rule = rule = first_rule(&rows);
+	action = bpf_map_lookup_elem(&actions, &rule);
 	if (!action || action->verdict == VERDICT_INVALID)
 		return;
 	d->action = *action;
-	d->doubtful = f->name.flags && is_doubtful(&rows, &f->name);
 	d->reason = REASON_INVALID;
 }
 

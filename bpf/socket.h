@@ -145,8 +145,10 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 	own->flow = flow;
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
-	if (flow.verdict == VERDICT_DIRECT) /* at every connect: it may have been to be proxied before */
-		return socket_mark(ctx, MARK_MASK | flow.mark, flow.mark & ~MARK_MASK) ? ALLOW : REFUSE;
+	if (flow.verdict ==
+	    VERDICT_DIRECT) /* at every connect: it may have been to be proxied before */
+		return socket_mark(ctx, MARK_MASK | flow.mark, flow.mark & ~MARK_MASK) ? ALLOW :
+											 REFUSE;
 	if (!socket_unbind(ctx))
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
 	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;

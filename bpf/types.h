@@ -161,11 +161,15 @@ struct client {
 	__u32 pad;
 };
 
-/* Who on this box opened a socket. Hashes, for rules to be matched by: bpf/process.h. 0: unknown, or no process of the box. */
+/*
+ * What a process of the box itself is told by: 64-bit FNV-1a hashes, 0 where it is not known. name
+ * and unit are of the text; path is of its components from the last to the first, each with a
+ * slash behind it, for so the kernel finds them: /usr/bin/curl is "curl/bin/usr/".
+ */
 struct process {
-	__u64 name; /* of the executable's file */
-	__u64 path; /* of the executable, absolute */
-	__u64 unit; /* of systemd, or else the cgroup's own name */
+	__u64 name; /* base name of the executable file */
+	__u64 path; /* its absolute path */
+	__u64 unit; /* systemd unit, or the cgroup's directory */
 };
 
 #define NAME_BYTES 64
@@ -181,7 +185,8 @@ struct origin {
 /* What was decided on a socket of the box itself when it connected. It lives as long as the socket. */
 struct own_socket {
 	struct origin origin;
-	struct flow flow; /* its verdict is invalid for a socket that sends without being connected */
+	struct flow
+		flow; /* its verdict is invalid for a socket that sends without being connected */
 };
 
 /* One entry of the list of own_sockets: a socket, and what was decided on it. */
@@ -302,7 +307,8 @@ struct facts {
 	__u8 mac[6];
 	__u8 pad2[2];
 	struct name name;
-	struct process process;
+	__u32 pad3;
+	struct process process; /* zero: a client's flow */
 };
 
 struct decision {

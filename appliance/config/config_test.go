@@ -328,7 +328,10 @@ func TestSetFlow(t *testing.T) {
 		{"source_mac", "02:00:00:00:00:10", ""},
 		{"dscp", "46", ""},
 		{"interface", "eth0", ""},
+		{"process_path", "/usr/bin/wget", ""},
 		{"process", "curl", ""},
+		{"unit", "web.service", ""},
+		{"process_path", "bin/wget", `process_path: "bin/wget" is not an absolute path; write one like /usr/bin/curl`},
 		{"port", "65536", `port: "65536" is not a port from 1 to 65535`},
 		{"prot", "1", `unknown key "prot"; did you mean "port"?`},
 		{"domain", "", `domain has no value; write one or leave it out`},
@@ -341,7 +344,8 @@ func TestSetFlow(t *testing.T) {
 	}
 	want := policy.Flow{
 		Network: policy.UDP, Source: netip.MustParseAddrPort("192.168.0.3:50000"), Destination: netip.MustParseAddrPort("[2001:db8::1]:443"),
-		DSCP: 46, SourceMAC: policy.MAC{2, 0, 0, 0, 0, 0x10}, Interface: "eth0", Names: []string{"a.example", "b.example"}, Process: "curl",
+		DSCP: 46, SourceMAC: policy.MAC{2, 0, 0, 0, 0, 0x10}, Interface: "eth0", Names: []string{"a.example", "b.example"},
+		Process: policy.Process{Name: "curl", Path: "/usr/bin/wget", Unit: "web.service"},
 	}
 	if !reflect.DeepEqual(f, want) {
 		t.Errorf("got  %+v\nwant %+v", f, want)

@@ -140,7 +140,7 @@ func noFact(dimension policy.Dimension) string {
 		return "is not known before the answer; judge that under responses"
 	case policy.IPVersion:
 		return "is not asked here; to tell clients addresses of one version only, write it in a rule of dns, beside not"
-	case policy.LocalProcess:
+	case policy.ProcessName, policy.ProcessPath, policy.ProcessUnit:
 		return "is not known of a question; remove it"
 	}
 	return "is a fact of connections, and a question is none; remove it"

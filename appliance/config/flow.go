@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 
@@ -61,14 +62,29 @@ var flowKeys = map[string]func(f *policy.Flow, value string) error{
 		return nil
 	},
 	"process": func(f *policy.Flow, value string) error {
-		f.Process = value
+		f.Process.Name = value
+		return nil
+	},
+	"process_path": func(f *policy.Flow, value string) error {
+		if !path.IsAbs(value) {
+			return fmt.Errorf("%s is not an absolute path; write one like /usr/bin/curl", quote(value))
+		}
+		f.Process.Path = value
+		if f.Process.Name == "" { // as it is of the real process
+			f.Process.Name = path.Base(value)
+		}
+		return nil
+	},
+	"unit": func(f *policy.Flow, value string) error {
+		f.Process.Unit = value
 		return nil
 	},
 }
 
 // SetFlow sets one fact of a flow, as `sidegate explain` and the tests of a config write it:
 // source_ip, source_port, source_mac, ip, port, network (tcp, udp or other), domain (again for
-// another name), dscp, interface, process. What is not set is unknown.
+// another name), dscp, interface, process, process_path (with which process is known, too), unit. What is not set is
+// unknown.
 func SetFlow(f *policy.Flow, key, value string) error {
 	set, ok := flowKeys[key]
 	if !ok {

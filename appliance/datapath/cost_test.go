@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -59,10 +60,10 @@ func BenchmarkPacket(b *testing.B) {
 		apply(b, d, Desired{Policy: manyRules(b, size.rules, size.prefixes)})
 		d.run(b, established)
 		hit := cost(b, d.generation.objects.LanEthernet, established)
-		var facts [68]byte
+		facts := make([]byte, binary.Size(gatewayFacts{}))
 		copy(facts[16:32], []byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 1, 2, 3, 4})
 		facts[36] = 2
-		decide := cost(b, d.generation.objects.PolicyQuery, facts[:])
+		decide := cost(b, d.generation.objects.PolicyQuery, facts)
 		b.Logf("%d rules, %d prefixes: established %v, decision %v", size.rules, size.prefixes, hit, decide)
 	}
 }

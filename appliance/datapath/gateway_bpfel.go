@@ -83,13 +83,8 @@ type gatewayFacts struct {
 	Mac             [6]uint8
 	Pad2            [2]uint8
 	Name            gatewayName
-	_               [4]byte
-	Process         struct {
-		_    structs.HostLayout
-		Name uint64
-		Path uint64
-		Unit uint64
-	}
+	Pad3            uint32
+	Process         gatewayProcess
 }
 
 type gatewayFailurePolicy uint32
@@ -195,16 +190,11 @@ type gatewayNameKey struct {
 
 type gatewayOrigin struct {
 	_       structs.HostLayout
-	Process struct {
-		_    structs.HostLayout
-		Name uint64
-		Path uint64
-		Unit uint64
-	}
-	Pid  uint32
-	Pad  uint32
-	Name [64]uint8
-	Unit [64]uint8
+	Process gatewayProcess
+	Pid     uint32
+	Pad     uint32
+	Name    [64]uint8
+	Unit    [64]uint8
 }
 
 type gatewayOwnAddress uint32
@@ -250,6 +240,13 @@ type gatewayPrefix6 struct {
 	_       structs.HostLayout
 	Length  uint32
 	Address [4]uint32
+}
+
+type gatewayProcess struct {
+	_    structs.HostLayout
+	Name uint64
+	Path uint64
+	Unit uint64
 }
 
 type gatewayPublishedKey struct {
@@ -362,7 +359,12 @@ const (
 	gatewayMapOwnAddresses        = "own_addresses"
 	gatewayMapOwnNumbers          = "own_numbers"
 	gatewayMapOwnSockets          = "own_sockets"
-	gatewayMapProcessBits         = "process_bits"
+	gatewayMapProcessNameBits     = "process_name_bits"
+	gatewayMapProcessNames        = "process_names"
+	gatewayMapProcessPathBits     = "process_path_bits"
+	gatewayMapProcessPaths        = "process_paths"
+	gatewayMapProcessUnitBits     = "process_unit_bits"
+	gatewayMapProcessUnits        = "process_units"
 	gatewayMapPublished           = "published"
 	gatewayMapResolvers           = "resolvers"
 	gatewayMapRuleFlows           = "rule_flows"
@@ -407,7 +409,9 @@ const (
 	gatewayVarUsesInterface       = "uses_interface"
 	gatewayVarUsesMac             = "uses_mac"
 	gatewayVarUsesName            = "uses_name"
+	gatewayVarUsesProcessName     = "uses_process_name"
 	gatewayVarUsesProcessPath     = "uses_process_path"
+	gatewayVarUsesProcessUnit     = "uses_process_unit"
 	gatewayVarUsesSource          = "uses_source"
 	gatewayVarUsesSourcePort      = "uses_source_port"
 )
@@ -503,7 +507,12 @@ type gatewayMapSpecs struct {
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
 	OwnNumbers          *ebpf.MapSpec `ebpf:"own_numbers"`
 	OwnSockets          *ebpf.MapSpec `ebpf:"own_sockets"`
-	ProcessBits         *ebpf.MapSpec `ebpf:"process_bits"`
+	ProcessNameBits     *ebpf.MapSpec `ebpf:"process_name_bits"`
+	ProcessNames        *ebpf.MapSpec `ebpf:"process_names"`
+	ProcessPathBits     *ebpf.MapSpec `ebpf:"process_path_bits"`
+	ProcessPaths        *ebpf.MapSpec `ebpf:"process_paths"`
+	ProcessUnitBits     *ebpf.MapSpec `ebpf:"process_unit_bits"`
+	ProcessUnits        *ebpf.MapSpec `ebpf:"process_units"`
 	Published           *ebpf.MapSpec `ebpf:"published"`
 	Resolvers           *ebpf.MapSpec `ebpf:"resolvers"`
 	RuleFlows           *ebpf.MapSpec `ebpf:"rule_flows"`
@@ -539,7 +548,9 @@ type gatewayVariableSpecs struct {
 	UsesInterface       *ebpf.VariableSpec `ebpf:"uses_interface"`
 	UsesMac             *ebpf.VariableSpec `ebpf:"uses_mac"`
 	UsesName            *ebpf.VariableSpec `ebpf:"uses_name"`
+	UsesProcessName     *ebpf.VariableSpec `ebpf:"uses_process_name"`
 	UsesProcessPath     *ebpf.VariableSpec `ebpf:"uses_process_path"`
+	UsesProcessUnit     *ebpf.VariableSpec `ebpf:"uses_process_unit"`
 	UsesSource          *ebpf.VariableSpec `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.VariableSpec `ebpf:"uses_source_port"`
 }
@@ -592,7 +603,12 @@ type gatewayMaps struct {
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
 	OwnNumbers          *ebpf.Map `ebpf:"own_numbers"`
 	OwnSockets          *ebpf.Map `ebpf:"own_sockets"`
-	ProcessBits         *ebpf.Map `ebpf:"process_bits"`
+	ProcessNameBits     *ebpf.Map `ebpf:"process_name_bits"`
+	ProcessNames        *ebpf.Map `ebpf:"process_names"`
+	ProcessPathBits     *ebpf.Map `ebpf:"process_path_bits"`
+	ProcessPaths        *ebpf.Map `ebpf:"process_paths"`
+	ProcessUnitBits     *ebpf.Map `ebpf:"process_unit_bits"`
+	ProcessUnits        *ebpf.Map `ebpf:"process_units"`
 	Published           *ebpf.Map `ebpf:"published"`
 	Resolvers           *ebpf.Map `ebpf:"resolvers"`
 	RuleFlows           *ebpf.Map `ebpf:"rule_flows"`
@@ -634,7 +650,12 @@ func (m *gatewayMaps) Close() error {
 		m.OwnAddresses,
 		m.OwnNumbers,
 		m.OwnSockets,
-		m.ProcessBits,
+		m.ProcessNameBits,
+		m.ProcessNames,
+		m.ProcessPathBits,
+		m.ProcessPaths,
+		m.ProcessUnitBits,
+		m.ProcessUnits,
 		m.Published,
 		m.Resolvers,
 		m.RuleFlows,
@@ -671,7 +692,9 @@ type gatewayVariables struct {
 	UsesInterface       *ebpf.Variable `ebpf:"uses_interface"`
 	UsesMac             *ebpf.Variable `ebpf:"uses_mac"`
 	UsesName            *ebpf.Variable `ebpf:"uses_name"`
+	UsesProcessName     *ebpf.Variable `ebpf:"uses_process_name"`
 	UsesProcessPath     *ebpf.Variable `ebpf:"uses_process_path"`
+	UsesProcessUnit     *ebpf.Variable `ebpf:"uses_process_unit"`
 	UsesSource          *ebpf.Variable `ebpf:"uses_source"`
 	UsesSourcePort      *ebpf.Variable `ebpf:"uses_source_port"`
 }

@@ -32,6 +32,9 @@ const maxInterfaces = 256
 // of it is attached.
 func newGeneration(number uint32, want Desired, shared *gatewayMaps) (*generation, error) {
 	tables, err := policy.Compile(want.Policy)
+	if err == nil {
+		err = hashesDiffer(want.Policy)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -121,6 +124,9 @@ func (g *generation) setConstants(spec *ebpf.CollectionSpec) error {
 		s.UsesSourcePort.Set(uses(t.SourcePort.Bits)),
 		s.UsesMac.Set(uses(t.MAC.Bits)),
 		s.UsesInterface.Set(uses(t.Interface.Bits)),
+		s.UsesProcessName.Set(uses(t.ProcessName.Bits)),
+		s.UsesProcessPath.Set(uses(t.ProcessPath.Bits)),
+		s.UsesProcessUnit.Set(uses(t.ProcessUnit.Bits)),
 	)
 }
 
@@ -163,7 +169,12 @@ func (g *generation) setSizes(spec *ebpf.CollectionSpec) error {
 		gatewayMapHeaderBits:          len(t.Header.Bits),
 		gatewayMapMacBits:             len(t.MAC.Bits),
 		gatewayMapInterfaceBits:       len(t.Interface.Bits),
-		gatewayMapProcessBits:         len(t.Process.Bits),
+		gatewayMapProcessNames:        len(t.ProcessName.Class),
+		gatewayMapProcessPaths:        len(t.ProcessPath.Class),
+		gatewayMapProcessUnits:        len(t.ProcessUnit.Class),
+		gatewayMapProcessNameBits:     len(t.ProcessName.Bits),
+		gatewayMapProcessPathBits:     len(t.ProcessPath.Bits),
+		gatewayMapProcessUnitBits:     len(t.ProcessUnit.Bits),
 		gatewayMapNameBits:            g.nameRows(2 + maxNameClasses),
 		gatewayMapCertainBits:         g.nameRows(2 + maxNameClasses),
 		gatewayMapNames:               g.nameRows(2 * maxPages),
@@ -212,7 +223,12 @@ func (g *generation) fill() error {
 		fillBits(m.HeaderBits, t.Header.Bits),
 		fillBits(m.MacBits, t.MAC.Bits),
 		fillBits(m.InterfaceBits, t.Interface.Bits),
-		fillBits(m.ProcessBits, t.Process.Bits),
+		fillBits(m.ProcessNameBits, t.ProcessName.Bits),
+		fillBits(m.ProcessPathBits, t.ProcessPath.Bits),
+		fillBits(m.ProcessUnitBits, t.ProcessUnit.Bits),
+		fillProcesses(m.ProcessNames, policy.ProcessName, t.ProcessName.Class),
+		fillProcesses(m.ProcessPaths, policy.ProcessPath, t.ProcessPath.Class),
+		fillProcesses(m.ProcessUnits, policy.ProcessUnit, t.ProcessUnit.Class),
 		fillBits(m.NameBits, []policy.Bits{t.Name.Unknown, t.Name.Other}),
 		fillBits(m.CertainBits, []policy.Bits{t.Name.Unknown, t.Name.Other}),
 		fillBits(m.Alike, g.alike()),

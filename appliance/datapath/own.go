@@ -173,8 +173,8 @@ func (d *Datapath) OwnProblem() error {
 func (d *Datapath) describeOwn(a *Assignment) {
 	a.Facts.Interface = loopback
 	var o gatewayOrigin
-	if d.state.maps.Origins.Lookup(a.key, &o) == nil {
-		a.Facts.Process = cString(o.Name[:])
+	if g := d.generation; g != nil && d.state.maps.Origins.Lookup(a.key, &o) == nil {
+		a.Facts.Process = g.processAt(o)
 	}
 	if a.Facts.Source.Addr() != netip.IPv6Loopback() && a.Facts.Source.Addr() != ownSource4() {
 		return

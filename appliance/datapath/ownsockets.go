@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"github.com/cilium/ebpf/link"
+
+	"sidegate/appliance/policy"
 )
 
 // ownSockets lists the connections of the box itself that are direct. No program sees their packets: the list is that of the
@@ -60,4 +62,20 @@ func (g *generation) listSockets(s *state) (entries []gatewayOwnEntry, err error
 
 func (o gatewayOrigin) process() *Process {
 	return &Process{Name: cString(o.Name[:]), Unit: cString(o.Unit[:]), PID: o.Pid}
+}
+
+// processAt is what rules see of a process. Its path is known by its hash only: it is that of the rule that has it, or one that no
+// rule can have.
+func (g *generation) processAt(o gatewayOrigin) policy.Process {
+	p := policy.Process{Name: cString(o.Name[:]), Unit: cString(o.Unit[:])}
+	if o.Process.Path == 0 {
+		return p
+	}
+	p.Path = "?"
+	for path := range g.tables.ProcessPath.Class {
+		if hashPath(path) == o.Process.Path {
+			p.Path = path
+		}
+	}
+	return p
 }

@@ -35,6 +35,7 @@ func TestPolicyProof(t *testing.T) {
 	d := opened(t)
 	const flowsPerPolicy = 1000
 	cases, v6 := 0, 0
+	processes := map[string]int{} // cases that a rule on a process decided, by its fields
 	packets := packetCases{marked: map[uint32]int{}}
 	for seed := uint64(1); cases < proofCases(t); seed++ {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -47,16 +48,28 @@ func TestPolicyProof(t *testing.T) {
 				t.Fatalf("seed %d, case %d: %v\n%s", seed, cases, err, d.keep(t, policy.Case{Policy: p, Flow: f}, seed))
 			}
 			cases++
+			if d := p.Match(f); d.Rule >= 0 {
+				for _, c := range slices.Concat(p.Rules[d.Rule].Is, p.Rules[d.Rule].Not) {
+					if _, ok := processHashes[c.Field.Dimension]; ok {
+						processes[c.Field.Key]++
+					}
+				}
+			}
 			if f.Destination.Addr().Is6() {
 				v6++
 			}
 			d.provePacket(t, p, f, sniff, &packets)
 		}
 	}
-	t.Logf("%d cases (%d IPv6), %d of them by packets as well (%d with names, %d of those from others; %d to be sniffed), 0 mismatches",
-		cases, v6, packets.all, packets.named, packets.others, packets.sniffed)
+	t.Logf("%d cases (%d IPv6; decided by processes: %v), %d of them by packets as well (%d with names, %d of those from others; %d to be sniffed), 0 mismatches",
+		cases, v6, processes, packets.all, packets.named, packets.others, packets.sniffed)
 	if packets.all < cases/3 || packets.named < cases/20 || packets.others < cases/100 || packets.sniffed < cases/100 || len(packets.marked) != 2 || v6 < cases/10 {
 		t.Errorf("the generator no longer reaches all: %+v, %d IPv6 of %d", packets, v6, cases)
+	}
+	for _, key := range []string{"process_name", "process_path", "unit"} {
+		if processes[key] < cases/100 {
+			t.Errorf("the generator no longer reaches all: %d of %d cases were decided by %s", processes[key], cases, key)
+		}
 	}
 }
 
@@ -162,7 +175,7 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sn
 		return
 	}
 	f.Names, f.Aliases = once(f.NameSets())
-	f.Process, f.Interface = "", "" // no packet carries them; a test run arrives by lo
+	f.Process, f.Interface = policy.Process{}, "" // no packet carries them; a test run arrives by lo
 	seen := f
 	seen.Interface = "lo"
 	want := p.Match(seen)
@@ -258,6 +271,8 @@ func TestProofFindsMutations(t *testing.T) {
 		rule(t, "office", "block", "ip_cidr", "198.51.100.0/24"),
 		rule(t, "six", "hk", "ip_cidr", "2001:db8::/32", "!source_ip_cidr", "fd00::/64"),
 		rule(t, "phone", "hk", "source_mac_address", "02:00:00:00:00:10"),
+		rule(t, "curl", "block", "process_name", "curl", "port", "80"),
+		rule(t, "torrent", "hk", "!process_path", "/usr/bin/curl", "!unit", "web.service"),
 	}}
 	flip := func(m func(*gatewayMaps) *ebpf.Map, class, bit int) func(*testing.T) {
 		return func(t *testing.T) {
@@ -272,11 +287,22 @@ func TestProofFindsMutations(t *testing.T) {
 			}
 		}
 	}
+	forget := func(m func(*gatewayMaps) *ebpf.Map, hash uint64) func(*testing.T) {
+		return func(t *testing.T) {
+			if err := m(&d.generation.objects.gatewayMaps).Delete(hash); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	for name, mutate := range map[string]func(*testing.T){
 		"a destination class permits a rule too many": flip(func(m *gatewayMaps) *ebpf.Map { return m.DestinationBits }, int(policy.ClassOther), 1),
 		"a port class lacks its rule":                 flip(func(m *gatewayMaps) *ebpf.Map { return m.DestinationPortBits }, int(d.classOfPort(t, p, 443)), 0),
 		"another address's class":                     flip(func(m *gatewayMaps) *ebpf.Map { return m.SourceBits }, int(policy.ClassOther), 2),
 		"an unknown MAC matches":                      flip(func(m *gatewayMaps) *ebpf.Map { return m.MacBits }, int(policy.ClassOther), 3),
+		"any process matches":                         flip(func(m *gatewayMaps) *ebpf.Map { return m.ProcessNameBits }, int(policy.ClassOther), 4),
+		"a client's flow matches a path":              flip(func(m *gatewayMaps) *ebpf.Map { return m.ProcessPathBits }, int(policy.ClassUnknown), 5),
+		"a unit is forgotten":                         forget(func(m *gatewayMaps) *ebpf.Map { return m.ProcessUnits }, hashText("web.service")),
+		"a path is another":                           forget(func(m *gatewayMaps) *ebpf.Map { return m.ProcessPaths }, hashPath("/usr/bin/curl")),
 	} {
 		fresh := *p // another pointer: another generation
 		apply(t, d, Desired{Policy: &fresh})

@@ -74,7 +74,7 @@ func (g *generation) decision(d gatewayDecision) (policy.Decision, error) {
 	return decision, nil
 }
 
-// facts are the flow as the kernel sees it; what only user space knows is already a class.
+// facts are the flow as the kernel sees it.
 func (g *generation) facts(f policy.Flow, name gatewayName) gatewayFacts {
 	facts := gatewayFacts{
 		Source:          addressOf(f.Source.Addr()),
@@ -85,6 +85,7 @@ func (g *generation) facts(f policy.Flow, name gatewayName) gatewayFacts {
 		Mac:             f.SourceMAC,
 		Ipv6:            boolByte(!f.Destination.Addr().Unmap().Is4()),
 		Name:            name,
+		Process:         processOf(f.Process),
 	}
 	switch f.Network {
 	case policy.TCP:
@@ -94,13 +95,6 @@ func (g *generation) facts(f policy.Flow, name gatewayName) gatewayFacts {
 	}
 	if f.Interface != "" {
 		facts.Interface = g.interfaceIndex(f.Interface)
-	}
-	if f.Process != "" {
-		class, ok := g.tables.Process.Class[f.Process]
-		if !ok {
-			class = policy.ClassOther
-		}
-		facts.Process.Name = uint64(class)
 	}
 	return facts
 }

@@ -27,6 +27,7 @@ rules:
   - { port: [1000-2000], network: [udp], outbound: block }
   - { name: by-interface, inbound_interface: [eth0], dscp: [46], outbound: direct }
   - { name: by-process, process_name: [curl], outbound: block }
+  - { name: by-path, process_path: [/usr/bin/wget], not: { unit: [cron.service] }, outbound: direct }
   - { name: v6, ip_version: [6], source_port: [53], outbound: direct }
 default: hk
 `)
@@ -44,6 +45,7 @@ default: hk
 				"port=80 network=tcp source_mac=02:00:00:00:00:10", "port=443 network=tcp source_mac=02:00:00:00:00:10",
 				"domain=www.example.com port=80 network=tcp", "domain=example.org port=80 network=tcp",
 				"dscp=46 interface=eth0", "dscp=46 interface=eth9", "dscp=46", "process=curl", "process=wget",
+				"process_path=/usr/bin/wget unit=cron.service", "process_path=/usr/bin/wget unit=ssh.service", "process_path=/usr/bin/wget",
 				"source_port=53 port=1 network=udp",
 			} {
 				args := strings.Fields("ip=" + ip + " " + more)
@@ -71,7 +73,7 @@ default: hk
 	}
 	for _, want := range []string{
 		"direct direct #1 0", "block block by-client 1", "direct direct by-name 2", "block block #4 3", "direct direct by-interface 4",
-		"block block by-process 5", "direct direct v6 6", "proxy hk default -1", "direct direct upstream hk -1 implicit", "direct direct from upstreams -1 implicit",
+		"block block by-process 5", "direct direct by-path 6", "direct direct v6 7", "proxy hk default -1", "direct direct upstream hk -1 implicit", "direct direct from upstreams -1 implicit",
 	} {
 		if !outcomes[want] {
 			t.Errorf("no flow had the outcome %q: this test proves less than it says", want)

@@ -81,7 +81,7 @@ func TestParseFlow(t *testing.T) {
 	}
 	f, err := ParseFlow(facts("ip=::ffff:203.0.113.10", "source_ip=192.168.0.3", "port=443", "network=udp", "source_mac=02:00:00:00:00:10",
 		"domain=b.example", "domain=a.example", "dscp=46", "interface=eth0", "process=curl", "source_port=5000"))
-	if err != nil || f.Destination.String() != "203.0.113.10:443" || f.Source.String() != "192.168.0.3:5000" || len(f.Names) != 2 || f.DSCP != 46 || f.Process != "curl" {
+	if err != nil || f.Destination.String() != "203.0.113.10:443" || f.Source.String() != "192.168.0.3:5000" || len(f.Names) != 2 || f.DSCP != 46 || f.Process.Name != "curl" {
 		t.Errorf("%+v, %v", f, err)
 	}
 	for name, want := range map[string]string{

@@ -38,7 +38,9 @@ type compiler struct {
 	version                     []occurrence[version]
 	codePoint                   []occurrence[codePoint]
 	mac                         []occurrence[MAC]
-	inbound, process            []occurrence[string]
+	inbound                     []occurrence[string]
+	processName, processPath    []occurrence[string]
+	processUnit                 []occurrence[string]
 	name                        []occurrence[Value]
 
 	sites     map[siteName][]use
@@ -55,7 +57,9 @@ func (c *compiler) addVersion(v Value, g group)     { appendValue(&c.version, v,
 func (c *compiler) addCodePoint(v Value, g group)   { appendValue(&c.codePoint, v, g) }
 func (c *compiler) addMAC(v Value, g group)         { appendValue(&c.mac, v, g) }
 func (c *compiler) addInterface(v Value, g group)   { appendValue(&c.inbound, v.String(), g) }
-func (c *compiler) addProcess(v Value, g group)     { appendValue(&c.process, v.String(), g) }
+func (c *compiler) addProcess(v Value, g group)     { appendValue(&c.processName, v.String(), g) }
+func (c *compiler) addPath(v Value, g group)        { appendValue(&c.processPath, v.String(), g) }
+func (c *compiler) addUnit(v Value, g group)        { appendValue(&c.processUnit, v.String(), g) }
 
 func (c *compiler) addSite(v Value, g group) {
 	c.sites[v.(siteName)] = append(c.sites[v.(siteName)], c.groups[g]...)
@@ -120,7 +124,9 @@ func Compile(p *Policy) (*Tables, error) {
 		Header:      headerTable(axes[Protocol], axes[IPVersion], axes[DSCP], c),
 		MAC:         keyTable(axes[SourceMAC], c.mac, c.groups),
 		Interface:   keyTable(axes[InboundInterface], c.inbound, c.groups),
-		Process:     keyTable(axes[LocalProcess], c.process, c.groups),
+		ProcessName: keyTable(axes[ProcessName], c.processName, c.groups),
+		ProcessPath: keyTable(axes[ProcessPath], c.processPath, c.groups),
+		ProcessUnit: keyTable(axes[ProcessUnit], c.processUnit, c.groups),
 		Name:        nameTable(axes[DestinationName], c.name, c.groups),
 		unversioned: axes[IPVersion].unknown(),
 		all:         all,

@@ -112,7 +112,7 @@ func TestTablesAreMinimal(t *testing.T) {
 		}
 		for _, rows := range [][]Bits{
 			tables.Destination.Bits, tables.Source.Bits, tables.DestinationPort.Bits, tables.SourcePort.Bits, tables.Header.Bits,
-			tables.MAC.Bits, tables.Interface.Bits, tables.Process.Bits,
+			tables.MAC.Bits, tables.Interface.Bits, tables.ProcessName.Bits, tables.ProcessPath.Bits, tables.ProcessUnit.Bits,
 			{tables.Name.Unknown, tables.Name.Other},
 		} {
 			seen := map[Bits]int{}

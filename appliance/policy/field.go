@@ -109,10 +109,20 @@ var fields = []*Field{
 		parse: parseInterface, matches: matchInterface, encode: (*compiler).addInterface,
 		random: randomInterface, near: nearInterface,
 	}, {
-		Key: "process_name", Dimension: LocalProcess, Example: "[curl]",
-		Doc:   "The process on the gateway itself that opened the connection, by the base name of its program. Clients' flows match neither this nor its negation.",
+		Key: "process_name", Dimension: ProcessName, Example: "[curl]",
+		Doc:   "The process on the gateway itself that opened the connection, by the base name of its executable file. Clients' flows match neither this nor its negation.",
 		parse: parseProcess, matches: matchProcess, encode: (*compiler).addProcess,
 		random: randomProcess, near: nearProcess,
+	}, {
+		Key: "process_path", Dimension: ProcessPath, Example: "[/usr/bin/curl]",
+		Doc:   "The same by the absolute path of that file, whole: the file's own, not that of a link to it.",
+		parse: parsePath, matches: matchPath, encode: (*compiler).addPath,
+		random: randomPath, near: nearPath,
+	}, {
+		Key: "unit", Dimension: ProcessUnit, Example: "[transmission.service]",
+		Doc:   "The same by its systemd unit, whole name; elsewhere than under systemd by its cgroup's directory.",
+		parse: parseUnit, matches: matchUnit, encode: (*compiler).addUnit,
+		random: randomUnit, near: nearUnit,
 	},
 }
 
@@ -164,7 +174,9 @@ const (
 	DSCP
 	SourceMAC
 	InboundInterface
-	LocalProcess
+	ProcessName
+	ProcessPath
+	ProcessUnit
 	dimensions // how many
 )
 
@@ -228,10 +240,20 @@ var dimensionTable = [dimensions]struct {
 		absent:  "the inbound interface is not known",
 		subject: func(f *facts) string { return "interface " + f.Interface },
 	},
-	LocalProcess: {
-		known:   func(f *facts) bool { return f.Process != "" },
-		absent:  "the flow is not from a process of the gateway",
-		subject: func(f *facts) string { return "process " + f.Process },
+	ProcessName: {
+		known:   func(f *facts) bool { return f.Process.Name != "" },
+		absent:  "the flow is not from a process of the gateway whose name is known",
+		subject: func(f *facts) string { return "process " + f.Process.Name },
+	},
+	ProcessPath: {
+		known:   func(f *facts) bool { return f.Process.Path != "" },
+		absent:  "the flow is not from a process of the gateway whose path is known",
+		subject: func(f *facts) string { return "process path " + f.Process.Path },
+	},
+	ProcessUnit: {
+		known:   func(f *facts) bool { return f.Process.Unit != "" },
+		absent:  "the flow is not from a process of the gateway whose unit is known",
+		subject: func(f *facts) string { return "unit " + f.Process.Unit },
 	},
 }
 

@@ -10,7 +10,7 @@ import (
 // The keys of the design, in its order of dimensions.
 func TestFields(t *testing.T) {
 	want := strings.Fields(`domain domain_suffix domain_keyword domain_regex geosite ip_cidr geoip ip_is_private
-		source_ip_cidr port source_port network ip_version dscp source_mac_address inbound_interface process_name`)
+		source_ip_cidr port source_port network ip_version dscp source_mac_address inbound_interface process_name process_path unit`)
 	var got []string
 	for _, f := range Fields() {
 		got = append(got, f.Key)

@@ -101,7 +101,9 @@ var wrongPredicates = map[string]func(v Value, f *facts, geo GeoData) bool{
 	"ip_version":        func(v Value, f *facts, _ GeoData) bool { return v.(version) >= f.version() },
 	"dscp":              func(v Value, f *facts, _ GeoData) bool { return uint8(v.(codePoint))&31 == f.DSCP&31 },
 	"inbound_interface": func(v Value, f *facts, _ GeoData) bool { return strings.HasPrefix(f.Interface, v.String()) },
-	"process_name":      func(v Value, f *facts, _ GeoData) bool { return strings.EqualFold(f.Process, v.String()) },
+	"process_name":      func(v Value, f *facts, _ GeoData) bool { return strings.EqualFold(f.Process.Name, v.String()) },
+	"process_path":      func(v Value, f *facts, _ GeoData) bool { return strings.HasSuffix(f.Process.Path, v.String()) },
+	"unit":              func(v Value, f *facts, _ GeoData) bool { return strings.HasPrefix(f.Process.Unit, v.String()[:3]) },
 	"source_mac_address": func(v Value, f *facts, _ GeoData) bool {
 		m := v.(MAC)
 		return [5]byte(m[:5]) == [5]byte(f.SourceMAC[:5])
@@ -199,7 +201,13 @@ func TestWrongTableIsFound(t *testing.T) {
 		"mac: one bit of the other class":              func(t *Tables) { flip(t.MAC.Bits, 1) },
 		"mac: one bit of one class":                    func(t *Tables) { flip(t.MAC.Bits, 2) },
 		"interface: one bit of one class":              func(t *Tables) { flip(t.Interface.Bits, 2) },
-		"process: one bit of one class":                func(t *Tables) { flip(t.Process.Bits, 2) },
+		"process: one bit of one class":                func(t *Tables) { flip(t.ProcessName.Bits, 2) },
+		"process path: one bit of one class":           func(t *Tables) { flip(t.ProcessPath.Bits, 2) },
+		"process path: one bit of the unknown class":   func(t *Tables) { flip(t.ProcessPath.Bits, 0) },
+		"process path: unknown is another path":        func(t *Tables) { t.ProcessPath.Bits[ClassUnknown] = t.ProcessPath.Bits[ClassOther] },
+		"unit: one bit of one class":                   func(t *Tables) { flip(t.ProcessUnit.Bits, 2) },
+		"unit: one bit of the other class":             func(t *Tables) { flip(t.ProcessUnit.Bits, 1) },
+		"unit: unknown is another unit":                func(t *Tables) { t.ProcessUnit.Bits[ClassUnknown] = t.ProcessUnit.Bits[ClassOther] },
 		"name: one bit of the unknown row":             func(t *Tables) { t.Name.Unknown[0] ^= 1 },
 		"name: unknown is another name":                func(t *Tables) { t.Name.Unknown = t.Name.Other },
 		"mac: unknown is another MAC":                  func(t *Tables) { t.MAC.Bits[ClassUnknown] = t.MAC.Bits[ClassOther] },

@@ -79,7 +79,11 @@ func flow(t testing.TB, words string) Flow {
 		case "interface":
 			f.Interface = value
 		case "process":
-			f.Process = value
+			f.Process.Name = value
+		case "path":
+			f.Process.Path = value
+		case "unit":
+			f.Process.Unit = value
 		case "names":
 			f.Names = strings.Split(value, ",")
 		default:
@@ -305,7 +309,23 @@ var settledSemantics = []struct {
 	},
 	{
 		"process_name", `process_name=curl -> hk`,
-		asks{{"process=curl", 0}, {"process=Curl", -1}, {"process=curl2", -1}},
+		asks{{"process=curl", 0}, {"process=Curl", -1}, {"process=curl2", -1}, {"path=/usr/bin/curl", -1}},
+	},
+	{
+		"process_path", `process_path=/usr/bin/curl,/sbin/dhclient -> hk`,
+		asks{
+			{"path=/usr/bin/curl", 0},
+			{"path=/sbin/dhclient", 0},
+			{"path=/bin/curl", -1},
+			{"path=/usr/bin/curl2", -1},
+			{"path=/usr/bin", -1},
+			{"path=/opt/usr/bin/curl", -1},
+			{"process=curl", -1},
+		},
+	},
+	{
+		"unit", `unit=web.service -> hk`,
+		asks{{"unit=web.service", 0}, {"unit=web.socket", -1}, {"unit=web@1.service", -1}, {"unit=web", -1}},
 	},
 
 	{
@@ -347,6 +367,31 @@ var settledSemantics = []struct {
 			process_name=curl -> hk
 			!process_name=curl -> us`,
 		asks{{"", -1}, {"process=sshd", 1}},
+	},
+	{
+		"of a process what is not known satisfies neither field nor negation", `
+			process_path=/usr/bin/curl unit=web.service -> hk
+			!process_path=/usr/bin/curl -> us
+			!unit=web.service -> block`,
+		asks{
+			{"", -1},
+			{"process=curl", -1},
+			{"process=curl path=/usr/bin/wget", 1},
+			{"process=curl unit=ssh.service", 2},
+			{"path=/usr/bin/curl", -1},
+			{"unit=web.service", -1},
+			{"path=/usr/bin/curl unit=web.service", 0},
+		},
+	},
+	{
+		"name, path and unit of a process are dimensions of their own", `process_name=curl,wget process_path=/usr/bin/wget !unit=web.service -> hk`,
+		asks{
+			{"process=curl path=/usr/bin/wget unit=ssh.service", 0},
+			{"process=curl path=/usr/bin/curl unit=ssh.service", -1},
+			{"process=wget path=/usr/bin/wget unit=web.service", -1},
+			{"process=sshd path=/usr/bin/wget unit=ssh.service", -1},
+			{"process=curl path=/usr/bin/wget", -1},
+		},
 	},
 	{
 		"an unknown address satisfies neither field nor negation", `

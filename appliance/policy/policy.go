@@ -119,7 +119,14 @@ type Flow struct {
 	// Aliases are, by name, what DNS says it stands for (CNAME). They are that name too: a field matches if it matches
 	// one of them, and what stands under not if it matches none.
 	Aliases map[string][]string
-	Process string // base name of the gateway's own process; empty: not a local flow
+	Process Process // zero: a client's flow
+}
+
+// Process is the process of the gateway itself that a flow comes from. What is empty is not known.
+type Process struct {
+	Name string // base name of its executable file
+	Path string // absolute path of that file
+	Unit string // the systemd unit that it belongs to, or else its cgroup's directory: a name without slashes
 }
 
 // The outbound names that no configuration can define.

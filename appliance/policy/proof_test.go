@@ -204,10 +204,10 @@ func TestShrink(t *testing.T) {
 		p = Random(r)
 	}
 	f := p.RandomFlow(r)
-	f.Process = "curl"
+	f.Process.Name = "curl"
 	p.Rules[90].Is = append(p.Rules[90].Is, mustParse("process_name", "sshd", "curl"))
 	fails := func(c Case) bool {
-		return c.Flow.Process == "curl" && slices.ContainsFunc(c.Policy.Rules, func(r Rule) bool {
+		return c.Flow.Process.Name == "curl" && slices.ContainsFunc(c.Policy.Rules, func(r Rule) bool {
 			return slices.ContainsFunc(r.Is, func(c Condition) bool {
 				return c.Field.Key == "process_name" && slices.Contains(c.Values, Value(text("curl")))
 			})
@@ -218,7 +218,7 @@ func TestShrink(t *testing.T) {
 	if !fails(c) || len(c.Policy.Rules) != 1 || len(c.Policy.Rules[0].Not) != 0 || c.Policy.Rules[0].Is[0].String() != "process_name: curl" {
 		t.Errorf("shrunk to %v", c.Policy.Rules)
 	}
-	if c.Flow.Names != nil || c.Flow.Interface != "" || c.Flow.Process != "curl" {
+	if c.Flow.Names != nil || c.Flow.Interface != "" || c.Flow.Process != (Process{Name: "curl"}) {
 		t.Errorf("shrunk to %+v", c.Flow)
 	}
 	if len(p.Rules) != rules {

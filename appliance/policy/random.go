@@ -170,7 +170,10 @@ func (p *Policy) RandomFlow(r *rand.Rand) Flow {
 			func() { f.Names = nil },
 			func() { f.SourceMAC = MAC{} },
 			func() { f.Interface = "" },
-			func() { f.Process = "" },
+			func() { f.Process = Process{} },
+			func() { f.Process.Name = "" },
+			func() { f.Process.Path = "" },
+			func() { f.Process.Unit = "" },
 			func() { f.Network = 0 },
 		})
 		forget()
@@ -199,7 +202,7 @@ func someFlow(r *rand.Rand) Flow {
 		DSCP:        pick(r, []uint8{0, 0, uint8(r.IntN(64))}),
 		SourceMAC:   pick(r, []MAC{someMAC(r), nearbyMAC}),
 		Interface:   randomInterface(r),
-		Process:     randomProcess(r),
+		Process:     Process{randomProcess(r), randomPath(r), randomUnit(r)},
 	}
 	for range pick(r, []int{0, 1, 1, 1, 2, 3}) {
 		f.Names = append(f.Names, randomDomain(r))

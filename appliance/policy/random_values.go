@@ -186,10 +186,29 @@ func nearInterface(r *rand.Rand, v Value, f *Flow, _ GeoData) {
 	f.Interface = pick(r, []string{v.String(), v.String(), randomInterface(r)})
 }
 
-func randomProcess(r *rand.Rand) string { return pick(r, []string{"curl", "Curl", "curl2", "sshd"}) }
+func randomProcess(r *rand.Rand) string {
+	return pick(r, []string{"curl", "Curl", "curl2", "sshd"})
+}
 
 func nearProcess(r *rand.Rand, v Value, f *Flow, _ GeoData) {
-	f.Process = pick(r, []string{v.String(), v.String(), randomProcess(r)})
+	f.Process.Name = pick(r, []string{v.String(), v.String(), randomProcess(r)})
+}
+
+// The paths have their components in common, and one another's as their end.
+func randomPath(r *rand.Rand) string {
+	return pick(r, []string{"/usr/bin/curl", "/bin/curl", "/bin/usr/curl", "/usr/bin/curl2", "/usr/bin", "/curl"})
+}
+
+func nearPath(r *rand.Rand, v Value, f *Flow, _ GeoData) {
+	f.Process.Path = pick(r, []string{v.String(), v.String(), randomPath(r)})
+}
+
+func randomUnit(r *rand.Rand) string {
+	return pick(r, []string{"web.service", "web@1.service", "web.socket", "session-1.scope", "curl"})
+}
+
+func nearUnit(r *rand.Rand, v Value, f *Flow, _ GeoData) {
+	f.Process.Unit = pick(r, []string{v.String(), v.String(), randomUnit(r)})
 }
 
 var (

@@ -41,7 +41,9 @@ func Shrink(c Case, fails func(Case) bool) Case {
 var simplerFlows = []func(*Flow) bool{
 	func(f *Flow) (had bool) { had, f.Aliases = len(f.Aliases) > 0, nil; return },
 	func(f *Flow) (had bool) { had, f.Names = len(f.Names) > 0, nil; return },
-	func(f *Flow) (had bool) { had, f.Process = f.Process != "", ""; return },
+	func(f *Flow) (had bool) { had, f.Process.Name = f.Process.Name != "", ""; return },
+	func(f *Flow) (had bool) { had, f.Process.Path = f.Process.Path != "", ""; return },
+	func(f *Flow) (had bool) { had, f.Process.Unit = f.Process.Unit != "", ""; return },
 	func(f *Flow) (had bool) { had, f.Interface = f.Interface != "", ""; return },
 	func(f *Flow) (had bool) { had, f.SourceMAC = f.SourceMAC != MAC{}, MAC{}; return },
 	func(f *Flow) (had bool) { had, f.DSCP = f.DSCP != 0, 0; return },
@@ -153,7 +155,9 @@ type (
 		Interface       string              `json:"interface,omitempty"`
 		Names           []string            `json:"names,omitempty"`
 		Aliases         map[string][]string `json:"aliases,omitempty"`
-		Process         string              `json:"process,omitempty"`
+		ProcessName     string              `json:"process,omitempty"`
+		ProcessPath     string              `json:"process_path,omitempty"`
+		ProcessUnit     string              `json:"unit,omitempty"`
 	}
 )
 
@@ -183,7 +187,7 @@ func (c Case) MarshalJSON() ([]byte, error) {
 	f := c.Flow
 	out.Flow = flowText{
 		f.Network, f.Source.Addr(), f.Source.Port(), f.Destination.Addr(), f.Destination.Port(),
-		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Aliases, f.Process,
+		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Aliases, f.Process.Name, f.Process.Path, f.Process.Unit,
 	}
 	return json.Marshal(out)
 }
@@ -220,7 +224,8 @@ func (c *Case) UnmarshalJSON(data []byte) error {
 	f := in.Flow
 	*c = Case{p, Flow{
 		f.Network, netip.AddrPortFrom(f.Source, f.SourcePort), netip.AddrPortFrom(f.Destination, f.DestinationPort),
-		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Aliases, f.Process,
+		f.DSCP, f.SourceMAC, f.Interface, f.Names, f.Aliases,
+		Process{f.ProcessName, f.ProcessPath, f.ProcessUnit},
 	}}
 	return nil
 }

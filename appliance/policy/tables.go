@@ -35,7 +35,9 @@ type Tables struct {
 	Header          HeaderTable
 	MAC             KeyTable[MAC]
 	Interface       KeyTable[string]
-	Process         KeyTable[string]
+	ProcessName     KeyTable[string]
+	ProcessPath     KeyTable[string]
+	ProcessUnit     KeyTable[string]
 	Name            NameTable
 
 	unversioned Bits      // the rules that do not ask for the IP version: for flows without addresses
@@ -98,7 +100,7 @@ func HeaderIndex(dscp uint8, network Network, v6 bool) int {
 	return index
 }
 
-// KeyTable classifies values that are compared whole: MACs, interface names, process names. A known
+// KeyTable classifies values that are compared whole: MACs, interface names, what processes are told by. A known
 // value without an entry is ClassOther.
 type KeyTable[K comparable] struct {
 	Class map[K]Class
@@ -144,7 +146,9 @@ func (t *Tables) row(f *Flow) Bits {
 	row.and(&t.SourcePort.Bits[t.SourcePort.Class[f.Source.Port()]])
 	row.and(&t.MAC.Bits[t.MAC.class(f.SourceMAC)])
 	row.and(&t.Interface.Bits[t.Interface.class(f.Interface)])
-	row.and(&t.Process.Bits[t.Process.class(f.Process)])
+	row.and(&t.ProcessName.Bits[t.ProcessName.class(f.Process.Name)])
+	row.and(&t.ProcessPath.Bits[t.ProcessPath.class(f.Process.Path)])
+	row.and(&t.ProcessUnit.Bits[t.ProcessUnit.class(f.Process.Unit)])
 	return row
 }
 

@@ -68,10 +68,25 @@ func TestBadValues(t *testing.T) {
 		{"inbound_interface", "", "1 to 15 bytes"},
 		{"inbound_interface", "averylonginterface", "1 to 15 bytes"},
 		{"inbound_interface", "eth*", "list each interface"},
-		{"process_name", "/usr/bin/curl", "write curl"},
+		{"process_name", "/usr/bin/curl", "write curl, or process_path: /usr/bin/curl"},
 		{"process_name", "", "base name"},
+		{"process_name", "..", "base name"},
+		{"process_path", "curl", "write one like /usr/bin/curl"},
+		{"process_path", "bin/curl", "not an absolute path"},
+		{"process_path", "", "not an absolute path"},
+		{"process_path", "/usr/bin/../sbin/curl", "write /usr/sbin/curl"},
+		{"process_path", "/usr//bin/curl/", "write /usr/bin/curl"},
+		{"process_path", "/", "not the path of a program"},
+		{"process_path", "/usr/" + strings.Repeat(long, 4), "each name in it at most 255"},
+		{"process_path", strings.Repeat("/"+long, 64), "at most 4095 bytes"},
+		{"unit", "system.slice/web.service", "write web.service"},
+		{"unit", "/sys/fs/cgroup/system.slice/web.service", "write web.service"},
+		{"unit", "system.slice/", "without slashes"},
+		{"unit", "", "such as transmission.service"},
+		{"unit", ".", "such as transmission.service"},
+		{"unit", strings.Repeat(long, 4), "1 to 255 bytes"},
 	} {
-		t.Run(test.key+" "+test.text, func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s %.60s", test.key, test.text), func(t *testing.T) {
 			f, ok := LookupField(test.key)
 			if !ok {
 				t.Fatal("no such field")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,7 +70,9 @@ func matchVersion(v Value, f *facts, _ GeoData) bool   { return v.(version) == f
 func matchCodePoint(v Value, f *facts, _ GeoData) bool { return uint8(v.(codePoint)) == f.DSCP }
 func matchMAC(v Value, f *facts, _ GeoData) bool       { return v.(MAC) == f.SourceMAC }
 func matchInterface(v Value, f *facts, _ GeoData) bool { return string(v.(text)) == f.Interface }
-func matchProcess(v Value, f *facts, _ GeoData) bool   { return string(v.(text)) == f.Process }
+func matchProcess(v Value, f *facts, _ GeoData) bool   { return string(v.(text)) == f.Process.Name }
+func matchPath(v Value, f *facts, _ GeoData) bool      { return string(v.(text)) == f.Process.Path }
+func matchUnit(v Value, f *facts, _ GeoData) bool      { return string(v.(text)) == f.Process.Unit }
 
 // privatePrefixes are the destinations that ip_is_private matches, as in sing-box: private and shared
 // use (RFC 1918, RFC 4193), loopback, link-local, multicast and unspecified.
@@ -280,10 +283,41 @@ func parseInterface(name string) (Value, error) {
 
 func parseProcess(name string) (Value, error) {
 	if i := strings.LastIndexByte(name, '/'); i >= 0 && i+1 < len(name) {
-		return nil, fmt.Errorf("processes are compared by base name: write %s", name[i+1:])
+		return nil, fmt.Errorf("processes are compared by base name: write %s, or process_path: %s", name[i+1:], name)
 	}
-	if name == "" || len(name) > 255 || strings.ContainsAny(name, "/\x00\n") {
+	if !isFileName(name) {
 		return nil, errors.New("not the base name of a program: they have 1 to 255 bytes without slashes")
+	}
+	return text(name), nil
+}
+
+// isFileName reports whether a file or directory can have the name, in any of Linux's usual file systems (NAME_MAX).
+func isFileName(name string) bool {
+	return name != "" && len(name) <= 255 && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00")
+}
+
+// parsePath takes paths as the kernel tells them, so that spellings of one path need not be compared.
+func parsePath(p string) (Value, error) {
+	switch {
+	case !path.IsAbs(p):
+		return nil, errors.New("not an absolute path: write one like /usr/bin/curl, or process_name for the base name alone")
+	case path.Clean(p) != p:
+		return nil, fmt.Errorf("paths are compared whole: write %s", path.Clean(p))
+	case p == "/" || len(p) > maxPath || slices.ContainsFunc(strings.Split(p[1:], "/"), func(name string) bool { return !isFileName(name) }):
+		return nil, fmt.Errorf("not the path of a program: they have at most %d bytes, and each name in it at most 255", maxPath)
+	}
+	return text(p), nil
+}
+
+// maxPath is the kernel's PATH_MAX without the final zero, in bytes.
+const maxPath = 4095
+
+func parseUnit(name string) (Value, error) {
+	if i := strings.LastIndexByte(name, '/'); i >= 0 && i+1 < len(name) {
+		return nil, fmt.Errorf("units are compared by name, without the slices around them: write %s", name[i+1:])
+	}
+	if !isFileName(name) {
+		return nil, errors.New("not the name of a unit: they have 1 to 255 bytes without slashes, such as transmission.service")
 	}
 	return text(name), nil
 }

@@ -15,7 +15,7 @@ import (
 type explainCmd struct {
 	Config string   `short:"c" placeholder:"FILE" help:"Configuration (default: that of the running gateway)."`
 	JSON   bool     `help:"Print JSON."`
-	Facts  []string `arg:"" name:"key=value" help:"Facts of the flow: ip, port, network (tcp, udp, other), source_ip, source_port, source_mac, domain (again for more names), dscp, interface, process."`
+	Facts  []string `arg:"" name:"key=value" help:"Facts of the flow: ip, port, network (tcp, udp, other), source_ip, source_port, source_mac, domain (again for more names), dscp, interface, process, process_path, unit."`
 	socketFlag
 }
 
