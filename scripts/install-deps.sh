@@ -29,6 +29,7 @@ test      nginx           nginx
 test      dig             bind9-dnsutils
 test      dnsperf         dnsperf
 test      radvd           radvd
+test      sysctl          procps
 test      iptables        iptables
 
 browser   chromium        chromium
