@@ -44,6 +44,7 @@ vm        busybox         busybox-static
 vm        cpio            cpio
 vm        depmod          kmod
 vm        wg              wireguard-tools
+vm        radvd           radvd
 
 lint      clang-format-19 clang-format-19
 lint      shellcheck      shellcheck
