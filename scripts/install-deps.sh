@@ -29,6 +29,7 @@ test      nginx           nginx
 test      dig             bind9-dnsutils
 test      dnsperf         dnsperf
 test      radvd           radvd
+test      sysctl          procps
 test      iptables        iptables
 
 browser   chromium        chromium
@@ -43,6 +44,7 @@ vm        busybox         busybox-static
 vm        cpio            cpio
 vm        depmod          kmod
 vm        wg              wireguard-tools
+vm        radvd           radvd
 
 lint      clang-format-19 clang-format-19
 lint      shellcheck      shellcheck

@@ -384,7 +384,7 @@ func (d *Datapath) Detach() error {
 	return errors.Join(d.closeGeneration(), d.links.Close(), d.state.Close(), d.lock.Close())
 }
 
-// Close removes everything that the datapath owns: the box forwards plainly afterwards.
+// Close removes everything that the datapath owns: what the box forwards it forwards plainly afterwards.
 func (d *Datapath) Close() error {
 	d.applying.Lock()
 	defer d.applying.Unlock()

@@ -19,6 +19,7 @@ type Half struct {
 	Outcome     Outcome
 	Attempts    int           // times that the SYN, then the first data, was sent; 255 may be more
 	Age         time.Duration // since the first SYN
+	Idle        time.Duration // since the last packet
 }
 
 // Outcome of a Half, in the order of how far it came.
@@ -50,6 +51,8 @@ const (
 	// More packets than that are not sent within halfWindow by a client that gets no further: a first flight, and
 	// then ever rarer the same.
 	goesOn = 64
+	// Who waits longer for an answer sends again (RFC 6298 §2.1): there is none.
+	answerTime = time.Second
 )
 
 // Halves reads the flow tables for direct TCP connections that are not translated and began in the last two minutes,
@@ -87,11 +90,12 @@ func (c clock) half(now uint64, k gatewayFlowKey, v gatewayFlow) Half {
 		Interface:   int(v.Interface),
 		Attempts:    int(v.Attempts),
 		Age:         c.since(now, v.FirstSeen),
+		Idle:        c.since(now, v.LastSeen),
 	}
 	direct := gatewayVerdict(v.Verdict) == gatewayVerdictVERDICT_DIRECT &&
 		v.Mark&uint32(gatewayMarkMARK_MASK) == uint32(gatewayMarkMARK_DIRECT)
 	if k.Protocol == unix.IPPROTO_TCP && direct && h.Age < halfWindow {
-		h.Outcome = outcome(v, c.since(now, v.LastSeen))
+		h.Outcome = outcome(v, h.Idle)
 	}
 	return h
 }
@@ -119,6 +123,14 @@ func outcome(v gatewayFlow, idle time.Duration) Outcome {
 
 // Halves are connections, of any client and to any destination.
 type Halves []Half
+
+// Since leaves out the failing connections of which the last d say nothing: whose last packet is older, or may yet be answered.
+func (h Halves) Since(d time.Duration) Halves {
+	return slices.DeleteFunc(slices.Clone(h), func(half Half) bool {
+		failing := half.Outcome == Unanswered || half.Outcome == Stalled
+		return failing && (half.Idle >= d || half.Idle < answerTime)
+	})
+}
 
 // Evidence says whether the connections look as if the network dropped what it sees only one half of. It is no
 // proof: a dead server looks the same. What proves it is that the box itself, whose connections the network sees

@@ -166,8 +166,9 @@ func TestHalfOutcome(t *testing.T) {
 		test.flow.Verdict, test.flow.Mark = direct, mark
 		test.flow.FirstSeen, test.flow.LastSeen = 100_000-test.age, 100_000-test.idle
 		key := gatewayFlowKey{Protocol: unix.IPPROTO_TCP}
-		if got := c.half(100_000, key, test.flow).Outcome; got != test.want {
-			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		got := c.half(100_000, key, test.flow)
+		if got.Outcome != test.want || got.Idle != time.Duration(test.idle)*time.Second/100 {
+			t.Errorf("%s: %s, idle for %v; want %s", test.name, got.Outcome, got.Idle, test.want)
 		}
 		for what, spoil := range map[string]func(*gatewayFlowKey, *gatewayFlow){
 			"udp":        func(k *gatewayFlowKey, _ *gatewayFlow) { k.Protocol = unix.IPPROTO_UDP },
@@ -178,6 +179,29 @@ func TestHalfOutcome(t *testing.T) {
 			if spoil(&k, &v); c.half(100_000, k, v).Outcome != Undecided {
 				t.Errorf("%s, %s: not left alone", test.name, what)
 			}
+		}
+	}
+}
+
+// TestSince: of what fails, only that counts of which a packet was sent since, long enough ago to have been answered.
+func TestSince(t *testing.T) {
+	for _, test := range []struct {
+		outcome Outcome
+		idle    time.Duration
+		stays   bool
+	}{
+		{Unanswered, 20 * time.Second, false},
+		{Unanswered, 5 * time.Second, true},
+		{Unanswered, answerTime / 2, false},
+		{Stalled, 20 * time.Second, false},
+		{Stalled, 5 * time.Second, true},
+		{Stalled, answerTime / 2, false},
+		{Carried, time.Minute, true},
+		{Answered, time.Millisecond, true},
+	} {
+		h := Halves{{Outcome: test.outcome, Idle: test.idle, Age: 2 * time.Minute}}
+		if stays := len(h.Since(10*time.Second)) == 1; stays != test.stays || len(h) != 1 {
+			t.Errorf("%s, the last packet %v ago: stays: %t", test.outcome, test.idle, stays)
 		}
 	}
 }

@@ -44,7 +44,9 @@ type place struct {
 	attach  func(*ebpf.Program) (link.Link, error)
 	ifindex uint32 // of a tcx link; 0 otherwise
 	cgroup  uint64 // of a cgroup's link: the directory's inode; 0 otherwise
-	fixed   bool   // the program is the same in all generations, and its kind of link knows no replacement
+	// The program is the same in all generations, and its kind of link knows no replacement; nor does it tell whether it is attached, but
+	// the kernel lets no second one into its place.
+	fixed bool
 }
 
 func places(interfaces []Interface) []place {
@@ -160,9 +162,9 @@ func (l *links) pinned(prefix string) bool {
 // link otherwise, or where the interface of that name is another one now.
 func (l *links) put(p place, g *generation, unchanged bool) (change, error) {
 	existing, repinned := l.find(p)
-	if existing != nil {
+	if existing != nil && !p.fixed {
 		c := change{pin: p.pin, link: existing, fresh: repinned}
-		if p.fixed || unchanged && runs(existing, p.program(g)) {
+		if unchanged && runs(existing, p.program(g)) {
 			return c, nil
 		}
 		before, err := programOf(existing)
@@ -178,8 +180,14 @@ func (l *links) put(p place, g *generation, unchanged bool) (change, error) {
 		return c, nil
 	}
 	attached, err := p.attach(p.program(g))
+	if existing != nil && errors.Is(err, unix.EBUSY) {
+		return change{pin: p.pin, link: existing, fresh: repinned}, nil
+	}
 	if err != nil {
 		return change{}, err
+	}
+	if existing != nil { // somebody has detached it
+		l.drop(p.pin, existing)
 	}
 	if err := attached.Pin(filepath.Join(l.dir, p.pin)); err != nil {
 		attached.Close()
@@ -261,7 +269,7 @@ func attachedTo(l link.Link, p place) bool {
 		return cgroup.CgroupId == p.cgroup
 	}
 	if info.Netfilter() != nil {
-		return true // its kind does not tell the namespace; the state directory belongs to one
+		return true // its kind does not tell the namespace; the state directory belongs to one. Put tells whether it is
 	}
 	ns := info.NetNs()
 	return ns != nil && ns.NetnsInode != 0 && ns.NetnsInode == threadNamespace()

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"sidegate/appliance/lab"
 )
 
@@ -109,7 +111,7 @@ func TestHealthyNetworkIsNotSuspected(t *testing.T) {
 	to := w.manyServers(t)
 	dead := netip.MustParseAddrPort("203.0.113.77:7")
 	run(t, w.router(), "ip route add blackhole "+dead.Addr().String())
-	w.start(t, "interfaces: { lan: auto }\nreturn_path: auto\ndefault: direct\n")
+	w.start(t, auto)
 	restless(t, w.visit, dead)
 	if err := w.visit(within(t, 15*time.Second), dead); err == nil {
 		t.Fatal("the dead server answers")
@@ -126,13 +128,77 @@ func TestHealthyNetworkIsNotSuspected(t *testing.T) {
 	}
 }
 
+const auto = "interfaces: { lan: auto }\nreturn_path: auto\ndefault: direct\n"
+
+// TestServersThatComeBackAreNoProof: servers that are away, one or all of them, and are back as soon as the box has asked, are no reason
+// to change anything. The first look of the box sees what it would see of a network that drops the laptop's packets.
+func TestServersThatComeBackAreNoProof(t *testing.T) {
+	for name, of := range map[string]int{"one": 1, "all": 6} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, lab.Options{})
+			to := w.manyServers(t)[:of]
+			laptop, box := w.laptop(), w.sidegate()
+			// The router forgets that they are away when a connection of the box ends, which is after it has been answered.
+			nft(t, w.router(), fmt.Sprintf(`table inet away {
+				set back { type inet_service; flags dynamic; size 8; }
+				chain forward {
+					type filter hook forward priority 0
+					ip saddr %s tcp flags & fin == fin add @back { tcp dport }
+					ip6 saddr %s tcp flags & fin == fin add @back { tcp dport }
+					ip saddr %s tcp dport != @back counter drop
+					ip6 saddr %s tcp dport != @back counter drop
+				}
+			}
+			`, box.Addr4(), box.Addr6(), laptop.Addr4(), laptop.Addr6()))
+			w.start(t, auto)
+			var visiting errgroup.Group
+			for _, address := range to {
+				visiting.Go(func() error { return converse(within(t, 30*time.Second), laptop, "tcp", address) })
+			}
+			need(t, visiting.Wait()) // by a later SYN
+			if back, err := w.router().Exec(t.Context(), "nft", "list", "set", "inet", "away", "back"); err != nil || !strings.Contains(back, "elements") {
+				t.Fatalf("the box has not asked, %v: this test proves nothing\n%s", err, back)
+			}
+			w.reload(t, auto) // after which whatever was found out is in force
+			if status := w.cli(t, "status"); !strings.Contains(status, "auto: asymmetric") {
+				t.Error(status)
+			}
+		})
+	}
+}
+
+// TestOneConnectionIsEnough: a network that ties addresses to devices is found out by one connection to one server, which waits.
+func TestOneConnectionIsEnough(t *testing.T) {
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	need(t, err)
+	need(t, w.TieAddresses(t.Context()))
+	w.start(t, auto)
+	ctx, giveUp := context.WithTimeout(t.Context(), 30*time.Second)
+	defer giveUp()
+	before := time.Now()
+	waiting := make(chan error, 1)
+	go func() { waiting <- converse(ctx, w.laptop(), "tcp", echo.Addr4()) }()
+	need(t, lab.Wait(ctx, "it to change the return path", func() error {
+		if status := w.cli(t, "status"); !strings.Contains(status, "auto: symmetric") {
+			return errors.New(status)
+		}
+		return nil
+	}))
+	t.Logf("symmetric after %v", time.Since(before).Round(100*time.Millisecond))
+	giveUp()
+	if err := <-waiting; err == nil {
+		t.Error("the connection that waited opened: nothing hindered it")
+	}
+	need(t, w.visit(t.Context(), echo.Addr4()))
+}
+
 // TestAuto: return_path auto finds the way that works, for new flows, says so, and knows it after a restart.
 func TestAuto(t *testing.T) {
 	for name, hinder := range hindrances {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, lab.Options{})
 			to := w.manyServers(t)
-			const auto = "interfaces: { lan: auto }\nreturn_path: auto\ndefault: direct\n"
 			w.start(t, auto)
 			for _, address := range to {
 				need(t, w.visit(t.Context(), address))

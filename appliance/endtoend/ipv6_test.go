@@ -42,18 +42,6 @@ func (w *ipv6World) policy(more string) string {
 		more, w.server().Addr6())
 }
 
-// routedBy waits until the laptop's kernel sends IPv6 by way of a host.
-func (w *ipv6World) routedBy(t *testing.T, h *lab.Host) {
-	t.Helper()
-	need(t, lab.Wait(within(t, 10*time.Second), "the laptop to take "+h.Name()+" as its IPv6 router", func() error {
-		via, err := w.laptop().RouteTo(t.Context(), w.server().Addr6())
-		if err == nil && via != h.Interface().LinkLocal() {
-			err = fmt.Errorf("it goes by %s", via)
-		}
-		return err
-	}))
-}
-
 func (w *ipv6World) reach(t *testing.T, e *lab.Echo) error {
 	t.Helper()
 	c, err := w.laptop().Dial(within(t, 5*time.Second), "tcp", e.Addr6().String())

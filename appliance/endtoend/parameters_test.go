@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -69,6 +72,54 @@ func TestApplySysctls(t *testing.T) {
 		t.Error(err)
 	}
 	check("after the stop", true)
+}
+
+// TestBoxThatForwardsNothingBefore: a box that --apply-sysctls has made forward does so no longer when the gateway is stopped, and the log
+// says that. With the parameters kept by the file that `sysctls` prints it forwards plainly, and says so.
+func TestBoxThatForwardsNothingBefore(t *testing.T) {
+	if _, err := exec.LookPath("sysctl"); err != nil {
+		t.Skip("needs sysctl: install the package procps")
+	}
+	w := newWorld(t, lab.Options{})
+	echo, err := w.server().StartEcho(t.Context(), 7)
+	need(t, err)
+	box := w.sidegate()
+	for _, forwarding := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+		need(t, box.SetSysctl(forwarding, "0"))
+	}
+	forwards := func(when string, want bool) {
+		t.Helper()
+		for _, to := range []netip.AddrPort{echo.Addr4(), echo.Addr6()} {
+			if err := converse(within(t, patience(want)), w.laptop(), "tcp", to); (err == nil) != want {
+				t.Errorf("%s, to %s: %v; it forwards: %t", when, to, err, want)
+			}
+		}
+	}
+	lastWords := func(want ...string) {
+		t.Helper()
+		need(t, w.gateway.Signal(syscall.SIGTERM))
+		need(t, w.gateway.Wait())
+		for _, text := range want {
+			if said := w.gateway.Tail(1); !strings.Contains(said, text) {
+				t.Errorf("it does not say %q last:\n%s", text, w.gateway.Tail(5))
+			}
+		}
+	}
+	w.start(t, everythingDirect, "--apply-sysctls")
+	forwards("while it runs", true)
+	lastWords("the box does not forward plainly: net.ipv4.ip_forward is 0", "net.ipv6.conf.all.forwarding is 0", "sidegate sysctls --conf >/etc/sysctl.d/")
+	forwards("after the stop", false)
+
+	conf, err := box.Exec(t.Context(), binary, "sysctls", "--conf")
+	need(t, err)
+	file := filepath.Join(t.TempDir(), "60-sidegate.conf")
+	need(t, os.WriteFile(file, []byte(conf), 0o644))
+	run(t, box, "sysctl -p "+file)
+	forwards("with the file", true)
+	need(t, box.SetSysctl("net.ipv4.conf.all.send_redirects", "1")) // which is put back, and forwards all the same
+	w.start(t, everythingDirect, "--apply-sysctls")
+	lastWords("the box forwards plainly")
+	forwards("after the other stop", true)
 }
 
 // TestNoClientIsRedirected: with what distributions set, send_redirects under all, and set again, no client is told of the router.

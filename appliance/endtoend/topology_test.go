@@ -28,10 +28,13 @@ import (
 type place struct {
 	name   string
 	lan    string // interfaces.lan of the configuration
+	config string // more of it
 	client string
+	lab    lab.Options
 	build  func(*testing.T, world)
 	// oneArmed: replies of direct flows go past the box. nat: the box translates what leaves it, by rules of its own.
 	oneArmed, nat bool
+	advertised    bool   // the client has its IPv6 router from advertisements: while the gateway runs the box, else the router
 	shows         string // in the status
 }
 
@@ -52,6 +55,31 @@ var places = []place{
 	{name: "a tunnel without a link layer", lan: "[tun0]", client: "guest", build: tunnel},
 	{name: "WireGuard", lan: "[wg0]", client: "guest", build: wireguard},
 	{name: "a VLAN", lan: "[eth0.7]", client: "guest", build: vlan},
+	{
+		name: "IPv6 by advertisements", lan: "auto", config: "ipv6: advertise\n", client: lab.Laptop, oneArmed: true, shows: "advertise, on eth0",
+		lab: lab.Options{LinkLocalGateways: true}, build: advertisedRouter, advertised: true,
+	},
+}
+
+// advertisedRouter makes the laptop have its IPv6 address and routers from advertisements, the main router's first.
+func advertisedRouter(t *testing.T, w world) {
+	t.Helper()
+	_, err := w.router().StartRadvd(t.Context(), lab.RadvdOptions{})
+	need(t, err)
+	need(t, w.laptop().Autoconfigure(t.Context()))
+	w.routedBy(t, w.router())
+}
+
+// routedBy waits until the laptop's kernel sends IPv6 by way of a host.
+func (w world) routedBy(t *testing.T, h *lab.Host) {
+	t.Helper()
+	need(t, lab.Wait(within(t, 10*time.Second), "the laptop to take "+h.Name()+" as its IPv6 router", func() error {
+		via, err := w.laptop().RouteTo(t.Context(), w.server().Addr6())
+		if err == nil && via != h.Interface().LinkLocal() {
+			err = fmt.Errorf("it goes by %s", via)
+		}
+		return err
+	}))
 }
 
 // bridgeBox makes the box's interface a port of a bridge, which has its addresses.
@@ -231,18 +259,24 @@ func TestPlaces(t *testing.T) {
 	for _, p := range places {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel() // it waits for what is blocked
-			w := newWorld(t, lab.Options{})
+			w := newWorld(t, p.lab)
 			if p.build != nil {
 				p.build(t, w)
 			}
 			s := w.serve(t)
-			w.startScenario(t, p.lan)
+			w.startScenario(t, p.lan, p.config)
+			if p.advertised {
+				w.routedBy(t, w.sidegate())
+			}
 			if status := w.cli(t, "status"); !strings.Contains(status, p.shows) || strings.Contains(status, "Problems") {
 				t.Errorf("the status does not say %q, or has problems:\n%s", p.shows, status)
 			}
 			w.plays(t, p, s)
 
 			need(t, w.gateway.Stop())
+			if p.advertised {
+				w.routedBy(t, w.router())
+			}
 			for _, to := range []netip.AddrPort{s.direct.Addr4(), s.direct.Addr6(), s.blocked.Addr4(), s.blocked.Addr6()} {
 				if err := converse(within(t, forAnswer), w.Host(p.client), "tcp", to); err != nil {
 					t.Errorf("after the stop: %v", err)
@@ -262,11 +296,11 @@ func (w world) serve(t *testing.T) (s services) {
 	return s
 }
 
-func (w *world) startScenario(t *testing.T, lan string) {
+func (w *world) startScenario(t *testing.T, lan, more string) {
 	t.Helper()
 	dante, err := w.upstream().StartDante(t.Context(), lab.DanteOptions{})
 	need(t, err)
-	w.start(t, fmt.Sprintf("interfaces: { lan: %s }\noutbounds: { hk: { url: %q } }\n%s", lan, dante.URL("socks5", lab.Credentials{}), scenario))
+	w.start(t, fmt.Sprintf("interfaces: { lan: %s }\n%soutbounds: { hk: { url: %q } }\n%s", lan, more, dante.URL("socks5", lab.Credentials{}), scenario))
 }
 
 // plays is the scenario.
@@ -435,7 +469,7 @@ func TestReloadOfAPlace(t *testing.T) {
 func TestPortIsEnslavedWhileItRuns(t *testing.T) {
 	w := newWorld(t, lab.Options{})
 	s := w.serve(t)
-	w.startScenario(t, "[eth0]")
+	w.startScenario(t, "[eth0]", "")
 	bridgeBox(t, w)
 	need(t, lab.Wait(within(t, 3*time.Second), "the policy to follow", func() error {
 		if status := w.cli(t, "status"); !strings.Contains(status, "br0 (eth0 is its port)") {

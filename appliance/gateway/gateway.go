@@ -267,7 +267,7 @@ func (g *gateway) closeDatapath(cause error) error {
 	}
 	err := g.datapath.Close()
 	if cause == nil && err == nil {
-		g.log.Info("stopped; everything that sidegate owned is removed, and the box forwards plainly")
+		err = g.sayStopped()
 	}
 	return err
 }

@@ -93,6 +93,28 @@ func (g *gateway) restoreParameters(cause error) error {
 	return err
 }
 
+// sayStopped says what the box does now that it is without the gateway. It forwards plainly only if its kernel parameters say so,
+// and those that the gateway had set are put back by now.
+func (g *gateway) sayStopped() error {
+	wrong, err := sysctl.Check(parametersOf(g.current().lan, g.watcher.Snapshot()))
+	if err != nil {
+		return fmt.Errorf("telling whether the box forwards without the gateway: %w", err)
+	}
+	var why []string
+	for _, s := range wrong {
+		if s.Plain {
+			why = append(why, s.String())
+		}
+	}
+	const stopped = "stopped; everything that sidegate owned is removed, and the box "
+	if len(why) == 0 {
+		g.log.Info(stopped + "forwards plainly")
+		return nil
+	}
+	g.log.Warn(stopped+"does not forward plainly: "+strings.Join(why, "; "), "keep", "sidegate sysctls --conf >"+sysctl.ConfFile)
+	return nil
+}
+
 // Parameters returns the kernel parameters that this box needs for a configuration, with their present values.
 func Parameters(plan *Plan) ([]sysctl.Setting, error) {
 	network, err := netstate.Read()

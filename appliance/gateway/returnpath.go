@@ -84,12 +84,11 @@ func (g *gateway) recallPath(s *netstate.Snapshot) {
 	g.path.set(f)
 }
 
-// watchPath looks for direct connections of which the network drops the half that it sees. The evidence is what clients send again
-// and again, to whatever destinations; the proof is that the box itself reaches one of these.
+// watchPath looks for direct connections of which the network drops the half that it sees.
 func (g *gateway) watchPath(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	var proved time.Time
+	var s suspicion
 	for {
 		select {
 		case <-ctx.Done():
@@ -101,16 +100,45 @@ func (g *gateway) watchPath(ctx context.Context) error {
 			return fmt.Errorf("watching the return path: %w", err)
 		}
 		evidence, ok := weigh(halves)
-		switch {
-		case ok && time.Since(proved) > proofPause:
-			proved = time.Now()
-			if to, ok := g.prove(ctx, evidence); ok {
-				g.foundDropping(evidence, to)
-			}
-		case !ok && carried(halves), g.current().desired.ReturnPath == datapath.Symmetric:
+		if reached, proved := s.look(halves, func(e datapath.Evidence) (netip.AddrPort, bool) { return reach(ctx, e) }); proved {
+			g.foundDropping(evidence, reached)
+		}
+		if !ok && carried(halves) || g.current().desired.ReturnPath == datapath.Symmetric {
 			g.report("return path", nil)
 		}
 	}
+}
+
+// suspicion is that the network drops half-seen connections. The evidence is what clients send again and again, to whatever
+// destinations; the proof is that the box itself reaches these, twice, and that clients fail there in between: a server that was away
+// when they tried, or all of them behind an uplink that was, is reached as well when it is back, but then clients reach it too.
+type suspicion struct {
+	tried   time.Time // when servers were last bothered
+	reached time.Time // when the box last reached what clients did not; zero: that is to be found out
+}
+
+// look weighs the connections, tries to reach the failing servers if it is time to, and reports whether the suspicion is proved, by
+// reaching which.
+func (s *suspicion) look(halves datapath.Halves, reach func(datapath.Evidence) (netip.AddrPort, bool)) (to netip.AddrPort, proved bool) {
+	evidence, ok := weigh(halves)
+	if !ok {
+		s.reached = time.Time{}
+		return to, false
+	}
+	first := s.reached.IsZero()
+	if first && time.Since(s.tried) < proofPause {
+		return to, false
+	}
+	if !first {
+		if evidence, ok = weigh(halves.Since(time.Since(s.reached))); !ok { // nobody has tried since
+			return to, false
+		}
+	}
+	s.tried, s.reached = time.Now(), time.Time{}
+	if to, ok = reach(evidence); ok && first {
+		s.reached = time.Now()
+	}
+	return to, ok && !first
 }
 
 // weigh returns the evidence of the first interface and family that there is any for: a network may treat them differently, but a
@@ -127,7 +155,8 @@ func weigh(all datapath.Halves) (datapath.Evidence, bool) {
 	}
 	for _, halves := range groups {
 		e := halves.Evidence()
-		// Data that does not arrive may also be too large for the path; several servers at once make that unlikely.
+		// Data that does not arrive may also be too large for the path, or name what somebody drops; several servers at once make that
+		// unlikely. That the box connects says nothing of either.
 		if e.Against == 0 && (e.Pattern == datapath.Unanswered || e.Pattern == datapath.Stalled && e.Convincing()) {
 			return e, true
 		}
@@ -144,8 +173,8 @@ func carried(all datapath.Halves) bool {
 	return false
 }
 
-// prove tries to connect to what clients do not reach, from the box's own address.
-func (g *gateway) prove(ctx context.Context, e datapath.Evidence) (reached netip.AddrPort, ok bool) {
+// reach tries to connect to what clients do not reach, from the box's own address.
+func reach(ctx context.Context, e datapath.Evidence) (reached netip.AddrPort, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
 	answers := make(chan netip.AddrPort, proofServers)

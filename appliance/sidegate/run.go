@@ -32,8 +32,9 @@ type runCmd struct {
 // Help says how a running gateway is steered.
 func (runCmd) Help() string {
 	return `Signals: SIGHUP reads the configuration again; a failure changes nothing. SIGTERM and SIGINT stop the
-gateway and remove everything that it owns: the box then forwards plainly. SIGUSR2 stops it and leaves the
-kernel's state, for an upgrade or restart: direct flows go on, proxied ones wait (systemd: RestartKillSignal=SIGUSR2).`
+gateway and remove everything that it owns: the box then forwards plainly, or does not forward if it did not
+before and --apply-sysctls made it. SIGUSR2 stops it and leaves the kernel's state, for an upgrade or restart:
+direct flows go on, proxied ones wait (systemd: RestartKillSignal=SIGUSR2).`
 }
 
 func (c *runCmd) Run(ctx context.Context, e *env) error {

@@ -21,6 +21,9 @@ const (
 	Uplink = "<uplink>" // each interface by which the box learns its own IPv6 route from router advertisements
 )
 
+// ConfFile is where sysctl.d(5) keeps the parameters over reboots.
+const ConfFile = "/etc/sysctl.d/60-sidegate.conf"
+
 // Parameter is one line of the list.
 type Parameter struct {
 	Name   string   `json:"name"` // as sysctl(8) writes it, perhaps with a placeholder
@@ -30,6 +33,7 @@ type Parameter struct {
 	Why    string   `json:"why"`            // what happens to clients otherwise
 	Source string   `json:"source"`         // where the kernel documents it
 	Breaks bool     `json:"breaks"`         // connections fail otherwise; if not, they go where they should not
+	Plain  bool     `json:"-"`              // the box forwards nothing otherwise, with or without a gateway
 
 	scope func(Surroundings) []string // the interfaces that it is about; none: the box does not need it
 }
@@ -69,11 +73,11 @@ func withBridge(s Surroundings) []string {
 // learned from advertisements unless accept_ra says otherwise by then.
 var parameters = []Parameter{
 	{
-		Name: "net.ipv4.ip_forward", Value: "1", When: always, scope: everywhere, Source: ipSysctl, Breaks: true,
+		Name: "net.ipv4.ip_forward", Value: "1", When: always, scope: everywhere, Source: ipSysctl, Breaks: true, Plain: true,
 		Why: "direct IPv4 traffic is not forwarded",
 	},
 	{
-		Name: "net.ipv4.conf." + LAN + ".forwarding", Value: "1", When: always, scope: lan, Source: ipSysctl, Breaks: true,
+		Name: "net.ipv4.conf." + LAN + ".forwarding", Value: "1", When: always, scope: lan, Source: ipSysctl, Breaks: true, Plain: true,
 		Why: "direct IPv4 traffic from this interface is not forwarded, whatever ip_forward says",
 	},
 	{ // the kernel sends them if either says so
@@ -106,7 +110,7 @@ var parameters = []Parameter{
 		Why: "the box loses its own IPv6 route: a router takes no advertisements with accept_ra=1",
 	},
 	{
-		Name: "net.ipv6.conf.all.forwarding", Value: "1", When: "the LAN has IPv6", scope: withIPv6, Source: ipSysctl, Breaks: true,
+		Name: "net.ipv6.conf.all.forwarding", Value: "1", When: "the LAN has IPv6", scope: withIPv6, Source: ipSysctl, Breaks: true, Plain: true,
 		Why: "direct IPv6 traffic is not forwarded",
 	},
 	{
