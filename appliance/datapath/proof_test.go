@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
 )
@@ -175,8 +177,12 @@ func (d *Datapath) provePacket(t *testing.T, p *policy.Policy, f policy.Flow, sn
 	if sv6 != dv6 || !routable(sb, sv6) || !routable(db, dv6) {
 		return
 	}
-	if f.Source.Addr() == netip.IPv6Loopback() {
-		return // the box's own: bpf/address.h
+	family := unix.AF_INET
+	if sv6 {
+		family = unix.AF_INET6
+	}
+	if slices.ContainsFunc(ownPrefixes(family), func(own net.IPNet) bool { return own.Contains(f.Source.Addr().AsSlice()) }) {
+		return // such packets of others are forged
 	}
 	f.Names, f.Aliases = once(f.NameSets())
 	f.Process, f.Interface = policy.Process{}, "" // no packet carries them; a test run arrives by lo
