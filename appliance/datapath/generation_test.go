@@ -21,7 +21,8 @@ var verifierBudget = map[string]uint32{
 // their calls as deep in stack.
 func TestVerifierBudget(t *testing.T) {
 	d := opened(t)
-	apply(t, d, Desired{Sniff: SniffUnknown, Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "all", "block",
+	apply(t, d, Desired{Sniff: SniffUnknown, Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(
+		t, "all", "block",
 		"domain", "a.example", "ip_cidr", "203.0.113.0/24", "source_ip_cidr", "192.168.0.0/24", "port", "443", "source_port", "1000",
 		"source_mac_address", "02:00:00:00:00:10", "inbound_interface", "eth0", "process_name", "curl", "process_path", "/usr/bin/curl", "unit", "a.service",
 	)}}})
