@@ -49,13 +49,15 @@ static __always_inline bool still_proxied(struct __sk_buff *skb, const struct pa
 
 /*
  * UDP has no SYN, but QUIC has Initials: a client that is past its handshake sends no more of them
- * (RFC 9001 §4.9.1), so one that comes later begins another connection of the same ports.
+ * (RFC 9001 §4.9.1), so one that comes later begins another connection of the same ports, which may
+ * be meant for another site. Where the last one is direct that site's name decides. Where it is
+ * proxied it stays so: programs have many connections on one socket, and the last one may live.
  */
 static __always_inline bool opens_quic(struct __sk_buff *skb, const struct packet *p,
 				       const struct flow *flow)
 {
-	return uses_name && sniff != SNIFF_OFF && flow->state == FLOW_ESTABLISHED &&
-	       quic_packet(skb, p) == QUIC_INITIAL;
+	return uses_name && sniff != SNIFF_OFF && flow->verdict == VERDICT_DIRECT &&
+	       flow->state == FLOW_ESTABLISHED && quic_packet(skb, p) == QUIC_INITIAL;
 }
 
 static __always_inline bool is_opening(struct __sk_buff *skb, const struct packet *p,
