@@ -158,19 +158,19 @@ static __always_inline void count_rule(__u32 rule)
 		(*count)++;
 }
 
-static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+/* In the flow table, or the crowd's for a client that is over its share. */
+static __noinline void flow_record(struct client *client, const struct flow_key *key, struct flow *flow)
 {
-	struct client *client = client_of(skb, p);
 	long err;
 
 	if (client && client->flows < client_flows) {
-		err = bpf_map_update_elem(&flows, &p->key, flow, BPF_NOEXIST);
+		err = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
 		if (!err)
 			__sync_fetch_and_add(&client->flows, 1);
 		if (!err || err == -EEXIST)
 			return;
 	}
-	bpf_map_update_elem(&crowd_flows, &p->key, flow, BPF_ANY);
+	bpf_map_update_elem(&crowd_flows, key, flow, BPF_ANY);
 }
 
 /*
@@ -228,7 +228,7 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	if (old)
 		*old = flow;
 	else
-		flow_record(skb, p, &flow);
+		flow_record(client_of(skb, p), &p->key, &flow);
 	return act(skb, p, &flow);
 }
 

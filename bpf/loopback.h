@@ -122,7 +122,7 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 	if (old)
 		*old = flow;
 	else
-		flow_record(skb, p, &flow);
+		flow_record(own_client(), &p->key, &flow);
 	return own_act(skb, p, &flow);
 }
 

@@ -163,8 +163,7 @@ static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, cons
 	if (!own || socket_decide(p, own, &flow))
 		return NULL;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
-	if (bpf_map_update_elem(&flows, &p->key, &flow, BPF_ANY))
-		bpf_map_update_elem(&crowd_flows, &p->key, &flow, BPF_ANY);
+	flow_record(own_client(), &p->key, &flow);
 	return flow_lookup(&p->key);
 }
 
