@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidegate/appliance/admin"
 	"sidegate/appliance/lab"
 )
 
@@ -138,16 +139,11 @@ func (w *socketWorld) nothingLeaks(t *testing.T) {
 	})
 }
 
-// drops are the packets that the programs dropped or refused, by reason.
-func (w *socketWorld) drops(t *testing.T) map[string]uint64 {
+// status is what the gateway says of itself.
+func (w *socketWorld) status(t *testing.T) (status admin.Status) {
 	t.Helper()
-	var status struct {
-		Datapath struct {
-			Drops map[string]uint64 `json:"drops"`
-		} `json:"datapath"`
-	}
 	need(t, json.Unmarshal([]byte(w.cli(t, "status", "--json")), &status))
-	return status.Datapath.Drops
+	return status
 }
 
 // family is what differs between IPv4 and IPv6.
@@ -174,7 +170,7 @@ func (w *socketWorld) inBoth(t *testing.T, name string, f func(t *testing.T, f f
 
 func (f family) at(port uint16) netip.AddrPort { return netip.AddrPortFrom(f.server, port) }
 
-// sent is whether the server sees the box itself: what is direct has the socket's own port, too.
+// saw fails unless the server saw whom it should: of a direct flow the box itself, at the socket's own port.
 func (f family) saw(t *testing.T, verdict string, saw netip.AddrPort, s *boxSocket) {
 	t.Helper()
 	switch verdict {
@@ -188,6 +184,12 @@ func (f family) saw(t *testing.T, verdict string, saw netip.AddrPort, s *boxSock
 		}
 	}
 }
+
+// What a TCP client may ask of a witness, instead of its bytes back.
+const (
+	leave = "leave\n" // close, before the client does
+	pour  = "pour\n"  // send without end
+)
 
 // serveWitness tells each client at a port as whom it sees it: a TCP client at once, then it sends back what it gets; a UDP client
 // in answer to each datagram, with the datagram's length.
@@ -217,8 +219,11 @@ func serveWitness(t *testing.T, on *lab.Host, port int) {
 				b := make([]byte, 64<<10)
 				for {
 					n, err := c.Read(b)
-					if err != nil {
+					if err != nil || string(b[:n]) == leave {
 						return
+					}
+					for string(b[:n]) == pour && err == nil {
+						_, err = c.Write(make([]byte, 16<<10))
 					}
 					if _, err := c.Write(b[:n]); err != nil {
 						return

@@ -1,11 +1,17 @@
 package endtoend
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"sidegate/appliance/lab"
 )
 
 // TestOwnTCP: connections of the box itself go as their rules say, and what the program sees of them is true: the peer is
@@ -88,4 +94,141 @@ func TestOwnTCP(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOwnTCPPortsAgain: a program that takes the same port for each of its connections, to one server or to several, gets what the
+// rule of each says, whoever ended the one before and however. What breaks it is a verdict that stays with the port, or a socket
+// of the last one, the proxy's or the program's, that takes the next one's packets.
+func TestOwnTCPPortsAgain(t *testing.T) {
+	w := newSocketWorld(t)
+	w.startPorts(t)
+	verdicts := []struct {
+		port    uint16
+		verdict string
+	}{{proxiedPort, "proxied"}, {directPort, "direct"}, {rejectPort, "rejected"}, {blockedPort, "blocked"}}
+	for name, end := range map[string]func(t *testing.T, s *boxSocket){
+		"reset by the client": func(t *testing.T, s *boxSocket) {
+			need(t, unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+			s.close()
+		},
+		"ended by the server": func(t *testing.T, s *boxSocket) {
+			_, err := unix.Write(s.fd, []byte(leave))
+			need(t, err)
+			n, err := unix.Read(s.fd, make([]byte, 16))
+			if n != 0 || err != nil {
+				t.Fatalf("the server does not close: %d, %v", n, err)
+			}
+			s.close()
+		},
+	} {
+		w.inBoth(t, name, func(t *testing.T, f family) {
+			for range 5 {
+				for _, v := range verdicts {
+					s := w.tcp(t, f, option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
+					s.bind(t, netip.AddrPortFrom(f.box, 9999))
+					err := s.connect(f.at(v.port))
+					if v.verdict == "rejected" && errors.Is(err, unix.ECONNREFUSED) || v.verdict == "blocked" && errors.Is(err, unix.EPERM) {
+						s.close()
+						continue
+					}
+					if err != nil {
+						t.Fatalf("what is to be %s: %v", v.verdict, err)
+					}
+					saw, err := s.greeting()
+					need(t, err)
+					f.saw(t, v.verdict, saw, s)
+					end(t, s)
+				}
+			}
+		})
+	}
+}
+
+// TestOwnTCPAbruptEnd: a program that is killed, or closes what it has not read, while the server goes on sending, takes its
+// proxied connection with it: the proxy's ends soon, and no reset, of which the kernel sends some in the name of no socket, leaves
+// for the server that the program meant. What breaks it is a reset without a mark, or one that does not find the proxy.
+func TestOwnTCPAbruptEnd(t *testing.T) {
+	w := newSocketWorld(t)
+	w.startPorts(t)
+	begin := func(t *testing.T, f family, bound bool) *boxSocket {
+		t.Helper()
+		s := w.tcp(t, f)
+		if bound {
+			s.bind(t, netip.AddrPortFrom(f.box, 0))
+		}
+		need(t, s.connect(f.at(proxiedPort)))
+		saw, err := s.greeting()
+		need(t, err)
+		f.saw(t, "proxied", saw, s)
+		return s
+	}
+	over := func(t *testing.T) {
+		t.Helper()
+		need(t, lab.Wait(t.Context(), "the proxy's connections to end", func() error {
+			if n := w.status(t).Proxy.Connections; n != 0 {
+				return fmt.Errorf("%d are left", n)
+			}
+			return nil
+		}))
+	}
+	for _, bound := range []bool{false, true} {
+		how := map[bool]string{false: "unbound", true: "bound"}[bound]
+		w.inBoth(t, "with bytes unread, "+how, func(t *testing.T, f family) {
+			for range 10 {
+				s := begin(t, f, bound)
+				_, err := unix.Write(s.fd, []byte(pour))
+				need(t, err)
+				_, err = unix.Read(s.fd, make([]byte, 1))
+				need(t, err)
+				s.close()
+			}
+			over(t)
+		})
+		w.inBoth(t, "half closed, "+how, func(t *testing.T, f family) {
+			s := begin(t, f, bound)
+			_, err := unix.Write(s.fd, []byte(pour))
+			need(t, err)
+			need(t, unix.Shutdown(s.fd, unix.SHUT_RDWR))
+			s.close()
+			over(t)
+		})
+		w.inBoth(t, "killed, "+how, func(t *testing.T, f family) {
+			order := holdOrder{Server: f.at(proxiedPort)}
+			if bound {
+				order.Bind = netip.AddrPortFrom(f.box, 0)
+			}
+			p := w.startInClient(t, w.sidegate(), "hold", order)
+			need(t, lab.Wait(t.Context(), "the program's connection", func() error {
+				if w.status(t).Proxy.Connections == 0 {
+					return errors.New("there is none")
+				}
+				return nil
+			}))
+			need(t, p.Kill())
+			over(t)
+		})
+	}
+}
+
+// holdOrder is what a client is told that holds a connection, over which the server pours, until it is killed.
+type holdOrder struct{ Bind, Server netip.AddrPort }
+
+func runHold(text []byte) (any, error) {
+	var order holdOrder
+	if err := json.Unmarshal(text, &order); err != nil {
+		return nil, err
+	}
+	d := net.Dialer{}
+	if order.Bind.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(order.Bind)
+	}
+	c, err := d.Dial("tcp", order.Server.String())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(c, pour); err != nil {
+		return nil, err
+	}
+	n, err := io.Copy(io.Discard, c)
+	return n, err
 }
