@@ -14,6 +14,14 @@
 #define ALLOW 1
 #define REFUSE 0
 
+/* Other bits of the mark are the program's own. */
+static __always_inline bool socket_mark(struct bpf_sock_addr *ctx, __u32 mask, __u32 mark)
+{
+	__u32 old = ctx->sk->mark, new = (old & ~mask) | mark;
+
+	return new == old || !bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new));
+}
+
 /* Fills in what the hook knows of the packets to come; says whether they are ours to decide. */
 static __always_inline bool socket_concerns(struct bpf_sock_addr *ctx, struct packet *p)
 {
@@ -70,14 +78,6 @@ static __always_inline bool socket_meets6(struct bpf_sock_addr *ctx, struct pack
 	return socket_concerns(ctx, p);
 }
 
-/* Other bits of the mark are the program's own. */
-static __always_inline bool socket_mark(struct bpf_sock_addr *ctx, __u32 mask, __u32 mark)
-{
-	__u32 old = ctx->sk->mark, new = (old & ~mask) | mark;
-
-	return new == old || !bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new));
-}
-
 /* A socket bound to a device does not follow the route into lo. */
 static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx)
 {
@@ -126,6 +126,14 @@ static __always_inline __u32 socket_decide(const struct packet *p, const struct 
 		count_rule(flow->rule);
 	own_without_daemon(p, flow);
 	return reason;
+}
+
+/* Left alone; what may be left of an earlier connection would lead it into lo. */
+static __always_inline int socket_ignore(struct bpf_sock_addr *ctx)
+{
+	if ((ctx->sk->mark & MARK_MASK) == MARK_PROXY && bpf_get_netns_cookie(ctx) == own_netns)
+		socket_mark(ctx, MARK_MASK, 0);
+	return ALLOW;
 }
 
 static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)

@@ -147,9 +147,26 @@ func startMirror(t *testing.T, on *lab.Host, port int) {
 
 // modes are what the test binary does instead of tests when it runs as a client of its own, in a host's network: with
 // blocking system calls, on threads that share a processor with nothing of the lab's.
-var modes = map[string]func(order []byte) (any, error){"race": runRace, "hold": runHold}
+var modes = map[string]func(in *json.Decoder, out *json.Encoder) error{
+	"race": answering(runRace), "hold": answering(runHold), "agent": runAgent,
+}
 
 const modeVariable = "SIDEGATE_ENDTOEND_MODE"
+
+// answering is a mode that reads one order and writes one result.
+func answering(f func(order []byte) (any, error)) func(*json.Decoder, *json.Encoder) error {
+	return func(in *json.Decoder, out *json.Encoder) error {
+		var order json.RawMessage
+		if err := in.Decode(&order); err != nil {
+			return err
+		}
+		result, err := f(order)
+		if err != nil {
+			return err
+		}
+		return out.Encode(result)
+	}
+}
 
 // runMode runs the mode that the environment asks for, if it does.
 func runMode() bool {
@@ -157,16 +174,7 @@ func runMode() bool {
 	if !ok {
 		return false
 	}
-	var order json.RawMessage
-	err := json.NewDecoder(os.Stdin).Decode(&order)
-	var result any
-	if err == nil {
-		result, err = mode(order)
-	}
-	if err == nil {
-		err = json.NewEncoder(os.Stdout).Encode(result)
-	}
-	if err != nil {
+	if err := mode(json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

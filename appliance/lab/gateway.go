@@ -17,6 +17,7 @@ type GatewayOptions struct {
 	Binary string   // the program; "/proc/self/exe" is the one that is running
 	Config string   // text of the YAML configuration file
 	Args   []string // more arguments of `sidegate run`
+	Cgroup string   // directory of a cgroup v2 that it runs in; empty: this process's
 }
 
 // Gateway is a sidegate that runs on a host, with the files that are its own.
@@ -51,7 +52,7 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 
 	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State, "--data-dir", filepath.Join(h.lab.Dir(), h.name+".data")}, o.Args...)
 	command := h.Command(ctx, o.Binary, args...)
-	command.Env = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}
+	command.Env, command.Cgroup = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}, o.Cgroup
 	start := time.Now()
 	if g.Process, err = command.Start(); err != nil {
 		return nil, err
