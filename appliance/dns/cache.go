@@ -228,13 +228,13 @@ func (c *cache) put(e *entry, now int64) {
 	defer s.mu.Unlock()
 	old := s.entries[e.key]
 	if e.failed && old != nil && !old.failed && now < old.expires()+c.stale {
-		old.retry = now + e.life
+		old.retry = e.expires()
 		return // renewing stays set: one attempt is enough
 	}
 	if old != nil {
 		s.remove(old)
 	}
-	if e.life <= 0 || e.size() > s.maxBytes/8 {
+	if now >= e.expires() || e.size() > s.maxBytes/8 {
 		return
 	}
 	s.add(e)

@@ -150,25 +150,30 @@ func TestStale(t *testing.T) {
 }
 
 // An upstream that says nothing costs a client no more than 2 s, and less than that while there is a stale
-// answer.
+// answer: the first who asks waits for the upstream, and nobody else.
 func TestSilentUpstream(t *testing.T) {
 	real := processStart
 	defer func() { processStart = real }()
 	synctest.Test(t, func(t *testing.T) {
 		processStart = time.Now()
 		z := newZone(t, "www.example. 100 A 192.0.2.1")
-		d := over(t, z, func(s *Settings) { s.Cache = Cache{Stale: time.Hour} })
+		d := over(t, z, func(s *Settings) { s.Cache = Cache{Stale: time.Hour, FailureTTL: 2 * Overtime} })
 		d.expect("www.example", dns.TypeA, "NOERROR 192.0.2.1")
 		d.age(200 * time.Second)
 		z.set(func(z *zone) { z.hold = make(chan struct{}) })
 		for _, c := range []struct {
+			after      time.Duration
 			name, want string
 			takes      time.Duration
 		}{
-			{"www.example", "NOERROR 192.0.2.1", patience},
-			{"other.example", "SERVFAIL", exchangeTime},
-			{"other.example", "SERVFAIL", 0}, // the failure is kept
+			{0, "www.example", "NOERROR 192.0.2.1", patience},
+			{0, "www.example", "NOERROR 192.0.2.1", 0},
+			{0, "other.example", "SERVFAIL", exchangeTime},
+			{0, "other.example", "SERVFAIL", exchangeTime},        // an answer may come yet
+			{Overtime, "other.example", "SERVFAIL", 0},            // the failure is kept
+			{Overtime, "other.example", "SERVFAIL", exchangeTime}, // for no longer than if there were no overtime
 		} {
+			time.Sleep(c.after)
 			start := time.Now()
 			d.expect(c.name, dns.TypeA, c.want)
 			if took := time.Since(start); took != c.takes || took > 2*time.Second {

@@ -25,7 +25,8 @@ import (
 )
 
 // Exchanger asks one upstream one question. Package exchange has them for every protocol. It is called from
-// many goroutines; the question is not shared and may be changed.
+// many goroutines; the question is not shared and may be changed. The context may last for Overtime longer than a
+// client waits: the answer is kept for when it asks again.
 type Exchanger interface {
 	Exchange(ctx context.Context, question *dns.Msg) (*dns.Msg, error)
 }

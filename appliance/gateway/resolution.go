@@ -123,7 +123,7 @@ func (p *Plan) makeUpstream(name string, c config.DNSUpstream, s surroundings) (
 	own := exchange.Direct(markOwn)
 	o := exchange.Options{
 		Dialer: own, BootstrapDialer: own, Addresses: c.Addresses, Bootstrap: c.Bootstrap,
-		CAFile: c.CAFile, ServerName: c.ServerName, Log: s.log,
+		CAFile: c.CAFile, ServerName: c.ServerName, Overtime: dns.Overtime, Log: s.log,
 	}
 	if c.Detour != "" && c.Detour != policy.OutboundDirect {
 		through, ok := p.outbounds.Outbound(c.Detour)

@@ -381,3 +381,36 @@ func TestSharesOfQuestions(t *testing.T) {
 		}
 	}
 }
+
+// TestSlowUpstream: an upstream that takes longer than a client waits is asked once, and what it says is there when the
+// client asks again. What breaks it is an exchange that ends with the client's patience, or with its own.
+func TestSlowUpstream(t *testing.T) {
+	w := newWorld(t)
+	zone, err := lab.Zone("www.test. 300 A 203.0.113.101")
+	need(t, err)
+	const takes = 3 * time.Second
+	n, err := w.server().StartNameserver(t.Context(), 53, func(q *dns.Msg, asked lab.Question) *dns.Msg {
+		time.Sleep(takes) // this is what is slow about it
+		return zone(q, asked)
+	})
+	need(t, err)
+	w.start(t, everythingDirect+answeredBy(n))
+	begun := time.Now()
+	if got, err := w.lookUp(t.Context(), netip.Addr{}, n.Addr4.Addr(), "www.test"); err == nil || err.Error() != "SERVFAIL" || time.Since(begun) > 2500*time.Millisecond {
+		t.Errorf("at first: %q, %v after %v", got, err, time.Since(begun))
+	}
+	if got, err := w.lookUp(t.Context(), netip.Addr{}, n.Addr4.Addr(), "www.test"); err != nil || got != "203.0.113.101" {
+		t.Errorf("the next try: %q, %v", got, err)
+	}
+	begun = time.Now()
+	if got, err := w.lookUp(t.Context(), netip.Addr{}, n.Addr4.Addr(), "www.test"); err != nil || got != "203.0.113.101" || time.Since(begun) > takes/2 {
+		t.Errorf("afterwards: %q, %v after %v", got, err, time.Since(begun))
+	}
+	asked := map[uint16]bool{} // questions that are sent again keep their ids
+	for _, q := range n.Questions() {
+		asked[q.ID] = true
+	}
+	if len(asked) != 1 {
+		t.Errorf("the upstream was asked %d times", len(asked))
+	}
+}

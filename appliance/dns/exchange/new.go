@@ -67,7 +67,7 @@ func parse(name, rawURL string, o Options) (*Upstream, error) {
 		e.host = address.String()
 	}
 
-	u := &Upstream{name: name, scheme: s.name, endpoint: e, timeout: o.Timeout, life: newLife(), slots: make(chan struct{}, maxQuestions)}
+	u := &Upstream{name: name, scheme: s.name, endpoint: e, bound: o.Timeout + o.Overtime, life: newLife(), slots: make(chan struct{}, maxQuestions)}
 	if err := u.place(address, o); err != nil {
 		return nil, err
 	}

@@ -15,10 +15,13 @@ import (
 )
 
 // resend are the parts of the timeout after which a question is sent again: loss is the rule on Wi-Fi,
-// and the server's own time-outs are longer.
-var resend = []float64{0.2, 0.5}
+// and the server's own time-outs are longer. The last ones are for overtime: a server that was away is back.
+var resend = []float64{0.2, 0.5, 1, 2}
 
 const (
+	// maxRefused sendings may meet a refusal: anybody who guesses the port can send such an ICMP error, and a
+	// server may be restarting.
+	maxRefused = 2
 	// maxWrong datagrams from the server's address that are no answer are dropped; after that many
 	// somebody is guessing, and the question goes by TCP.
 	maxWrong = 8
@@ -99,9 +102,8 @@ func (u *udp) send(ctx context.Context, to netip.AddrPort, q *question) (heard, 
 			// A refusal is what the last datagram met.
 			return heard{}, ended(ctx, err)
 		}
-		last := sent == len(resend)
 		until := time.Time{}
-		if !last {
+		if sent < len(resend) {
 			until = begun.Add(time.Duration(resend[sent] * float64(u.timeout)))
 		}
 		c.SetReadDeadline(until)
@@ -122,10 +124,8 @@ func (u *udp) send(ctx context.Context, to netip.AddrPort, q *question) (heard, 
 				continue
 			case ctx.Err() != nil:
 				return heard{}, ctx.Err()
-			case errors.Is(err, syscall.ECONNREFUSED) && !last:
-				// Anybody who guesses the port can send such an ICMP error, and a server may be restarting:
-				// wait for the next sending.
-				continue
+			case errors.Is(err, syscall.ECONNREFUSED) && sent < maxRefused:
+				continue // the next sending may fare better
 			case isTimeout(err):
 			default:
 				return heard{}, err

@@ -179,7 +179,33 @@ func TestLost(t *testing.T) {
 					d.reply(pack(honest(d.Msg)))
 				}
 			})
-			wantA(t, upstream(t, "udp://"+at.String(), Options{Timeout: 500 * time.Millisecond}), "www.example.")
+			wantA(t, upstream(t, "udp://"+at.String(), Options{Timeout: 500 * time.Millisecond, Overtime: 5 * time.Second}), "www.example.")
+		})
+	}
+}
+
+// TestLate takes the answer to the first sending when the timeout is over, as long as there is overtime, and no longer.
+func TestLate(t *testing.T) {
+	for _, overtime := range []time.Duration{0, 10 * time.Second} {
+		t.Run(overtime.String(), func(t *testing.T) {
+			noLeaks(t)
+			const timeout = 100 * time.Millisecond
+			var first datagram
+			sendings := 0
+			at := serveUDP(t, "127.0.0.1:0", func(d datagram) {
+				if sendings++; sendings == 1 {
+					first = d
+				}
+				if sendings == len(resend)+1 { // the last one, when the timeout is over
+					first.reply(pack(honest(first.Msg)))
+				}
+			})
+			u := upstream(t, "udp://"+at.String(), Options{Timeout: timeout, Overtime: overtime})
+			if overtime == 0 {
+				wantError(t, u, timeout+5*time.Second, "no answer within ")
+				return
+			}
+			wantA(t, u, "www.example.")
 		})
 	}
 }
