@@ -8,7 +8,7 @@
 // It reads as: an Upstream has a transport. The transport of udp is itself (udp.go); the others are a
 // pool of links (pool.go), each a session (stream.go, https.go, h3.go, doq.go) with one of the
 // addresses (reach.go) that the host has (locate.go). question.go says what is sent, and what counts
-// as an answer to it.
+// as an answer to it; folding.go, what becomes of answers that do not repeat the question's spelling.
 package exchange
 
 import (
