@@ -126,6 +126,8 @@ func (n *names) learn(host string, found []netip.Addr, now time.Time) {
 func plainDNS(err error) error {
 	dns := (*net.DNSError)(nil)
 	switch {
+	case errors.Is(err, context.DeadlineExceeded): // of our DNS
+		return errors.New("no answer in time")
 	case !errors.As(err, &dns):
 		return err
 	case dns.IsTimeout:

@@ -129,11 +129,14 @@ func TestNames(t *testing.T) {
 		if found, ok := answers[host]; ok {
 			return found, nil
 		}
+		if host == "slow.example" {
+			return nil, fmt.Errorf("looking up %q: %w", host, context.DeadlineExceeded)
+		}
 		return nil, errors.New("no such host")
 	}
-	upstreams := []upstream{{"a", "a.example", 1}, {"b", "b.example", 2}, {"c", "198.51.100.1", 3}, {"d", "a.example", 4}}
+	upstreams := []upstream{{"a", "a.example", 1}, {"b", "b.example", 2}, {"c", "198.51.100.1", 3}, {"d", "a.example", 4}, {"e", "slow.example", 5}}
 	err := n.refresh(t.Context(), find, upstreams)
-	if err == nil || err.Error() != "looking up the upstream b.example: no such host" {
+	if err == nil || err.Error() != "looking up the upstream b.example: no such host\nlooking up the upstream slow.example: no answer in time" {
 		t.Errorf("the failure is told as %v", err)
 	}
 	check := func(host string, want ...string) {
