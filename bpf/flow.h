@@ -49,13 +49,15 @@ static __always_inline bool still_proxied(struct __sk_buff *skb, const struct pa
 
 /*
  * UDP has no SYN, but QUIC has Initials: a client that is past its handshake sends no more of them
- * (RFC 9001 §4.9.1), so one that comes later begins another connection of the same ports.
+ * (RFC 9001 §4.9.1), so one that comes later begins another connection of the same ports, which may
+ * be meant for another site. Where the last one is direct that site's name decides. Where it is
+ * proxied it stays so: programs have many connections on one socket, and the last one may live.
  */
 static __always_inline bool opens_quic(struct __sk_buff *skb, const struct packet *p,
 				       const struct flow *flow)
 {
-	return uses_name && sniff != SNIFF_OFF && flow->state == FLOW_ESTABLISHED &&
-	       quic_packet(skb, p) == QUIC_INITIAL;
+	return uses_name && sniff != SNIFF_OFF && flow->verdict == VERDICT_DIRECT &&
+	       flow->state == FLOW_ESTABLISHED && quic_packet(skb, p) == QUIC_INITIAL;
 }
 
 static __always_inline bool is_opening(struct __sk_buff *skb, const struct packet *p,
@@ -156,19 +158,19 @@ static __always_inline void count_rule(__u32 rule)
 		(*count)++;
 }
 
-static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+/* In the flow table, or the crowd's for a client that is over its share. */
+static __noinline void flow_record(struct client *client, const struct flow_key *key, struct flow *flow)
 {
-	struct client *client = client_of(skb, p);
 	long err;
 
 	if (client && client->flows < client_flows) {
-		err = bpf_map_update_elem(&flows, &p->key, flow, BPF_NOEXIST);
+		err = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
 		if (!err)
 			__sync_fetch_and_add(&client->flows, 1);
 		if (!err || err == -EEXIST)
 			return;
 	}
-	bpf_map_update_elem(&crowd_flows, &p->key, flow, BPF_ANY);
+	bpf_map_update_elem(&crowd_flows, key, flow, BPF_ANY);
 }
 
 /*
@@ -226,7 +228,7 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	if (old)
 		*old = flow;
 	else
-		flow_record(skb, p, &flow);
+		flow_record(client_of(skb, p), &p->key, &flow);
 	return act(skb, p, &flow);
 }
 

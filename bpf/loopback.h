@@ -122,7 +122,7 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 	if (old)
 		*old = flow;
 	else
-		flow_record(skb, p, &flow);
+		flow_record(own_client(), &p->key, &flow);
 	return own_act(skb, p, &flow);
 }
 
@@ -160,11 +160,51 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 	return own_act(skb, p, flow);
 }
 
+static __always_inline bool own_receives(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = tuple_of(p, &tuple);
+	struct bpf_sock *sk;
+
+	if (p->key.protocol == IPPROTO_TCP)
+		return tcp_socket_state(skb, p);
+	sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (sk)
+		bpf_sk_release(sk);
+	return sk;
+}
+
+/*
+ * What the daemon sends in a server's name to a socket that is gone. The kernel would answer in the name of no socket, so without
+ * a mark: where the address is one of the box's own, its reset or ICMP error would leave for that server. The daemon is told here.
+ */
+__noinline int own_gone(struct __sk_buff *skb, const struct packet *p)
+{
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
+	count_reason(REASON_OWN_GONE);
+	if (p->key.protocol != IPPROTO_TCP || p->tcp_flags & TCP_RST || p->fragment)
+		return TCX_DROP;
+	steer(skb);
+	return reject_tcp(skb, p);
+}
+
+static __always_inline int own_answer(struct __sk_buff *skb, struct packet *p)
+{
+	if (parse(skb, p, ETH_HLEN) != PARSED_FLOW || p->fragment == FRAGMENT_LATER ||
+	    !network_bits(p->key.protocol) || is_loopback(&p->key.destination) ||
+	    !own_leaves(&p->key.source) || own_receives(skb, p))
+		return pass();
+	return own_gone(skb, p);
+}
+
 static __always_inline int own_gate(struct __sk_buff *skb)
 {
 	struct packet p = { .own = 1 };
 	__u32 number;
 
+	if ((skb->mark & MARK_MASK) == MARK_OWN)
+		return own_answer(skb, &p);
 	if (!own_is_steered(skb))
 		return pass();
 	switch (parse(skb, &p, ETH_HLEN)) {

@@ -10,6 +10,7 @@
 #include "address.h"
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
+#include "client.h"
 #include "config.h"
 #include "flow.h"
 #include "maps.h"
@@ -51,6 +52,14 @@ static __always_inline void own_source(const struct packet *p, struct address *s
 	*source = p->key.source;
 	if (known && is_loopback(source))
 		*source = *known;
+}
+
+static __noinline struct client *own_client(void)
+{
+	struct client_key key = {};
+
+	client_box(&key);
+	return client_by(&key);
 }
 
 /* What the box knows the destination by: find_name's word, looked up before own_decide, for stack is scarce. */

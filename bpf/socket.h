@@ -14,6 +14,14 @@
 #define ALLOW 1
 #define REFUSE 0
 
+/* Other bits of the mark are the program's own. */
+static __always_inline bool socket_mark(struct bpf_sock_addr *ctx, __u32 mask, __u32 mark)
+{
+	__u32 old = ctx->sk->mark, new = (old & ~mask) | mark;
+
+	return new == old || !bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new));
+}
+
 /* Fills in what the hook knows of the packets to come; says whether they are ours to decide. */
 static __always_inline bool socket_concerns(struct bpf_sock_addr *ctx, struct packet *p)
 {
@@ -70,14 +78,6 @@ static __always_inline bool socket_meets6(struct bpf_sock_addr *ctx, struct pack
 	return socket_concerns(ctx, p);
 }
 
-/* Other bits of the mark are the program's own. */
-static __always_inline bool socket_mark(struct bpf_sock_addr *ctx, __u32 mask, __u32 mark)
-{
-	__u32 old = ctx->sk->mark, new = (old & ~mask) | mark;
-
-	return new == old || !bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new));
-}
-
 /* A socket bound to a device does not follow the route into lo. */
 static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx)
 {
@@ -130,6 +130,14 @@ static __always_inline __u32 socket_decide(const struct packet *p, const struct 
 	return reason;
 }
 
+/* Left alone; what may be left of an earlier connection would lead it into lo. */
+static __always_inline int socket_ignore(struct bpf_sock_addr *ctx)
+{
+	if ((ctx->sk->mark & MARK_MASK) == MARK_PROXY && bpf_get_netns_cookie(ctx) == own_netns)
+		socket_mark(ctx, MARK_MASK, 0);
+	return ALLOW;
+}
+
 static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
@@ -157,8 +165,12 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
 }
 
-/* Records a flow that has no connection, of whose first packet all is known. Others may send by the same socket just now. */
-static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p)
+/*
+ * Records a flow that has no connection, of whose first packet all is known. `old` is what a socket that is gone left of the same
+ * ports. Others may send by the same socket just now.
+ */
+static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p,
+						 struct flow *old)
 {
 	struct own_socket *own = socket_storage(ctx);
 	struct flow flow = {};
@@ -167,17 +179,21 @@ static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, cons
 		return NULL;
 	flow.owner = own->flow.owner;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
-	if (bpf_map_update_elem(&flows, &p->key, &flow, BPF_ANY))
-		bpf_map_update_elem(&crowd_flows, &p->key, &flow, BPF_ANY);
+	if (old) {
+		*old = flow;
+		return old;
+	}
+	flow_record(own_client(), &p->key, &flow);
 	return flow_lookup(&p->key);
 }
 
-/* What was decided for this socket: an entry may be what an earlier one of the same port has left. */
 static __always_inline struct flow *socket_flow(struct bpf_sock_addr *ctx, const struct packet *p)
 {
 	struct flow *flow = flow_lookup(&p->key);
 
-	return flow && flow->owner == bpf_get_socket_cookie(ctx) ? flow : NULL;
+	if (flow && flow->owner == bpf_get_socket_cookie(ctx))
+		return flow;
+	return socket_begin(ctx, p, flow);
 }
 
 /* The number by which lo's program finds the source again; 0: it needs none, or has none. */
@@ -224,7 +240,7 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 		if (!answers_dns(p))
 			return ALLOW;
 	} else {
-		flow = socket_flow(ctx, p) ?: socket_begin(ctx, p);
+		flow = socket_flow(ctx, p);
 		if (!flow)
 			return socket_fail(REASON_POLICY_MISSING, -EPERM);
 		flow->last_seen = bpf_jiffies64();

@@ -45,6 +45,7 @@ enum reason {
 	REASON_OWN_UNKNOWN, /* of the box itself and steered, but by no socket that we know */
 	REASON_OWN_DEVICE, /* a datagram of the box itself that is to be proxied, from a socket bound to a device */
 	REASON_OWN_FORGED, /* from the network, by an address that only the box itself has */
+	REASON_OWN_GONE, /* of the daemon to a socket of the box itself that is gone */
 	REASON_COUNT,
 };
 

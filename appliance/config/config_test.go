@@ -74,7 +74,7 @@ func TestExample(t *testing.T) {
 	for key := range ruleKeys {
 		wanted = append(wanted, key)
 	}
-	for _, table := range []any{dnsKeys, dnsUpstreamKeys, dnsRuleKeys, dnsResponseKeys, dnsCacheKeys, geodataKeys, perClientKeys} {
+	for _, table := range []any{dnsKeys, dnsUpstreamKeys, dnsRuleKeys, dnsResponseKeys, dnsCacheKeys, geodataKeys, gatewayKeys, perClientKeys} {
 		for _, key := range reflect.ValueOf(table).MapKeys() {
 			wanted = append(wanted, key.String())
 		}

@@ -63,6 +63,7 @@ var flowKeys = map[string]func(f *policy.Flow, value string) error{
 	},
 	"process": func(f *policy.Flow, value string) error {
 		f.Process.Name = value
+		sentByTheBox(f)
 		return nil
 	},
 	"process_path": func(f *policy.Flow, value string) error {
@@ -73,12 +74,21 @@ var flowKeys = map[string]func(f *policy.Flow, value string) error{
 		if f.Process.Name == "" { // as it is of the real process
 			f.Process.Name = path.Base(value)
 		}
+		sentByTheBox(f)
 		return nil
 	},
 	"unit": func(f *policy.Flow, value string) error {
 		f.Process.Unit = value
+		sentByTheBox(f)
 		return nil
 	},
+}
+
+// sentByTheBox gives a flow that has a process the interface of such flows, unless another one is given.
+func sentByTheBox(f *policy.Flow) {
+	if f.Interface == "" {
+		f.Interface = "lo"
+	}
 }
 
 // SetFlow sets one fact of a flow, as `sidegate explain` and the tests of a config write it:

@@ -132,7 +132,7 @@ var gatewayKeys = keys[Gateway]{
 	"cgroup": func(d *decoder, at string, n *yaml.Node, g *Gateway) {
 		if path, ok := d.scalar(at, n); ok {
 			if !filepath.IsAbs(path) {
-				d.errorf(n.Line, "%s: %q is no absolute path; write that of a directory of cgroup v2, such as /sys/fs/cgroup/system.slice", at, path)
+				d.errorf(n.Line, "%s: %s is no absolute path; write that of a directory of cgroup v2, such as /sys/fs/cgroup/system.slice", at, quote(path))
 			}
 			g.Cgroup = path
 		}

@@ -278,7 +278,8 @@ const (
 	gatewayReasonREASON_OWN_UNKNOWN       gatewayReason = 14
 	gatewayReasonREASON_OWN_DEVICE        gatewayReason = 15
 	gatewayReasonREASON_OWN_FORGED        gatewayReason = 16
-	gatewayReasonREASON_COUNT             gatewayReason = 17
+	gatewayReasonREASON_OWN_GONE          gatewayReason = 17
+	gatewayReasonREASON_COUNT             gatewayReason = 18
 )
 
 type gatewaySettlement struct {

@@ -147,7 +147,9 @@ func startMirror(t *testing.T, on *lab.Host, port int) {
 
 // modes are what the test binary does instead of tests when it runs as a client of its own, in a host's network: with
 // blocking system calls, on threads that share a processor with nothing of the lab's.
-var modes = map[string]func(in *json.Decoder, out *json.Encoder) error{"race": answering(runRace), "churn": answering(runChurn), "agent": runAgent}
+var modes = map[string]func(in *json.Decoder, out *json.Encoder) error{
+	"race": answering(runRace), "hold": answering(runHold), "churn": answering(runChurn), "agent": runAgent,
+}
 
 const modeVariable = "SIDEGATE_ENDTOEND_MODE"
 
@@ -181,12 +183,25 @@ func runMode() bool {
 
 func (w *world) runInClient(t *testing.T, on *lab.Host, mode string, order any) string {
 	t.Helper()
+	out, err := inClient(t, on, mode, order).Output()
+	need(t, err)
+	return out
+}
+
+// startInClient does not wait for its end.
+func (w *world) startInClient(t *testing.T, on *lab.Host, mode string, order any) *lab.Process {
+	t.Helper()
+	p, err := inClient(t, on, mode, order).Start()
+	need(t, err)
+	return p
+}
+
+func inClient(t *testing.T, on *lab.Host, mode string, order any) *lab.Command {
+	t.Helper()
 	text, err := json.Marshal(order)
 	need(t, err)
 	c := on.Command(t.Context(), "/proc/self/exe")
 	c.Env = []string{modeVariable + "=" + mode, "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=" + strconv.Itoa(runtime.NumCPU()+raceWorkers)}
 	c.Stdin = strings.NewReader(string(text))
-	out, err := c.Output()
-	need(t, err)
-	return out
+	return c
 }

@@ -57,10 +57,15 @@ func lookUp(ctx context.Context, from *lab.Host, name string, want netip.Addr) e
 // visitAt opens https://name/whoami, or the same by http, h2c (HTTP/2 without TLS) or h3, at an address, without asking
 // for the name, on a new connection. It says how long it was from the first packet to the first byte of the answer.
 func (w *namesWorld) visitAt(ctx context.Context, from *lab.Host, protocol, name string, at netip.Addr) (v lab.Visit, took time.Duration, err error) {
+	return w.visitFrom(ctx, 0, from, protocol, name, at)
+}
+
+// visitFrom is visitAt by h3 from a port; 0 is any free one.
+func (w *namesWorld) visitFrom(ctx context.Context, port uint16, from *lab.Host, protocol, name string, at netip.Addr) (v lab.Visit, took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if protocol == "h3" {
-		return from.VisitHTTP3(ctx, 0, name, netip.AddrPortFrom(at, 443))
+		return from.VisitHTTP3(ctx, port, name, netip.AddrPortFrom(at, 443))
 	}
 	authority, err := w.Authority()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/netstate"
+	"sidegate/appliance/policy"
 )
 
 // own is how the box's own connections are treated; nil: they are left alone.
@@ -55,4 +56,17 @@ func subnets(c *config.Config, s *netstate.Snapshot) []netip.Prefix {
 	}
 	slices.SortFunc(all, netip.Prefix.Compare)
 	return all
+}
+
+// sentByTheBox adds the source of a flow that a process of the box opens, as the kernel takes it.
+func sentByTheBox(f policy.Flow, own *datapath.Own) policy.Flow {
+	if own == nil || f.Process == (policy.Process{}) || f.Source.Addr().IsValid() {
+		return f
+	}
+	source := own.Source4
+	if f.Destination.Addr().Is6() {
+		source = own.Source6
+	}
+	f.Source = netip.AddrPortFrom(source, f.Source.Port())
+	return f
 }

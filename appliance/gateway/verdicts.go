@@ -19,7 +19,7 @@ import (
 // need the proxy's sockets, and set before it serves; and whether an upstream is told names.
 type verdicts struct {
 	datapath *datapath.Datapath
-	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
+	lookup   lookup
 	log      *slog.Logger
 	naming   atomic.Pointer[naming]
 }
@@ -52,9 +52,8 @@ func (n *naming) ours(name string, address netip.Addr) bool {
 	return slices.ContainsFunc(n.dns.Rules, func(r config.DNSRule) bool { return slices.Contains(r.Answer, address) })
 }
 
-func (v *verdicts) use(c *config.Config) (undo func()) {
-	before := v.naming.Swap(&naming{c.Dial, c.TrustSniffed, c.DNS})
-	return func() { v.naming.Store(before) }
+func (v *verdicts) use(c *config.Config) {
+	v.naming.Store(&naming{c.Dial, c.TrustSniffed, c.DNS})
 }
 
 // Flow is what the kernel decided.
@@ -63,7 +62,7 @@ func (v *verdicts) Flow(network policy.Network, client, destination netip.AddrPo
 	if !ok {
 		return proxy.Route{}, false
 	}
-	route := proxy.Route{Outbound: a.Outbound, Mark: a.Mark, Sniff: a.Sniff}
+	route := proxy.Route{Outbound: a.Outbound, Own: a.Own, Mark: a.Mark, Sniff: a.Sniff}
 	// With several names an address does not tell which is meant.
 	if v.tellsNames(network, a.Outbound) && len(a.Names) == 1 && !v.naming.Load().ours(a.Names[0], destination.Addr()) {
 		route.Name = a.Names[0]
@@ -89,7 +88,7 @@ func (v *verdicts) Decide(ctx context.Context, network policy.Network, client, d
 			return proxy.Route{}, false
 		}
 	}
-	route := proxy.Route{Outbound: outbound, Mark: mark}
+	route := proxy.Route{Outbound: outbound, Own: a.Own, Mark: mark}
 	if name != "" && v.tellsNames(network, outbound) && v.believes(ctx, a, destination.Addr(), name) {
 		route.Name = name
 	}

@@ -125,7 +125,7 @@ func (g *gateway) sniffStatus() admin.Sniff {
 }
 
 func (g *gateway) dnsStatus() *admin.DNS {
-	if g.dns == nil || g.resolution.Load() == nil {
+	if g.dns == nil || g.resolution() == nil {
 		return nil
 	}
 	s := g.dns.Stats()
@@ -184,6 +184,7 @@ func (g *gateway) Explain(_ context.Context, facts map[string][]string) (admin.L
 		return admin.LiveExplanation{}, admin.BadRequest{Err: err}
 	}
 	force := g.current()
+	flow = sentByTheBox(flow, force.desired.Own)
 	var sources admin.Sources
 	if len(flow.Names) == 0 && flow.Destination.Addr().IsValid() {
 		sources.Names = namesOf(g.datapath.NamesOf(flow.Source.Addr(), flow.SourceMAC, flow.Destination.Addr()))

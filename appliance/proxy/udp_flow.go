@@ -90,8 +90,8 @@ func (s *shard) received(first, end int) [][]byte {
 	return s.payloads
 }
 
-// up sends datagrams of the client to the remote. Where another QUIC connection begins in them, the flow ends, for that one may be
-// meant for another site, and is a flow of its own.
+// up sends datagrams of the client to the remote. Where another QUIC connection begins in those of a flow that is relayed directly, the
+// flow ends: that connection may be meant for another site, and is decided by itself. (bpf/flow.h: opens_quic.)
 func (f *flow) up(payloads [][]byte, now int64) {
 	next := f.nextConnection(payloads)
 	if next > 0 {
@@ -106,6 +106,9 @@ func (f *flow) up(payloads [][]byte, now int64) {
 
 // nextConnection is where another connection begins; at the end, if none does.
 func (f *flow) nextConnection(payloads [][]byte) int {
+	if f.session.key.outbound != policy.OutboundDirect {
+		return len(payloads)
+	}
 	for i, p := range payloads {
 		switch sniff.QUICDatagram(p) {
 		case sniff.InitialDatagram:
@@ -147,7 +150,7 @@ func (f *flow) settle(datagrams [][]byte, now int64) bool {
 	if ok && route.Sniff {
 		route, ok = s.decideNow(f.key, datagrams)
 	}
-	if ok && route.Outbound == policy.OutboundDirect {
+	if ok && route.forwarded() {
 		f.handOver(route.Mark, datagrams)
 		return false
 	}
@@ -157,7 +160,7 @@ func (f *flow) settle(datagrams [][]byte, now int64) bool {
 	case ok && route.Outbound == policy.OutboundBlock:
 		refused = Blocked
 	case ok:
-		x, refused = s.session(f.session.owner, f.key.client, route.Outbound, now)
+		x, refused = s.session(f.session.owner, f.key.client, route, now)
 	}
 	if refused == 0 && f.over {
 		refused = ClientLimit // the new session took the place of this flow's own
