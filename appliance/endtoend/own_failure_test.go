@@ -198,4 +198,3 @@ func TestOwnSwitchedByReload(t *testing.T) {
 	}
 	seenBy(b.sidegate())
 }
-
