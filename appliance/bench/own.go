@@ -42,16 +42,10 @@ func own(ctx context.Context, b *bench) ([]*Figure, error) {
 		{&Figure{Name: "16 at a time", Quantity: ownConnections, Target: "≥ 0.98 ×", Least: 0.9}, b.connectionRate(dial(echo.Addr4()))},
 	} {
 		with := func(ctx context.Context) (float64, error) {
-			if err := b.startOwn(ctx); err != nil {
-				return 0, err
-			}
-			return row.measure(ctx)
+			return second(ctx, row.measure, b.startOwn)
 		}
 		without := func(ctx context.Context) (float64, error) {
-			if err := b.stop(); err != nil {
-				return 0, err
-			}
-			return row.measure(ctx)
+			return second(ctx, row.measure, func(context.Context) error { return b.stop() })
 		}
 		if err := row.alternate(ctx, b.pairs, with, without); err != nil {
 			return nil, err
@@ -59,6 +53,17 @@ func own(ctx context.Context, b *bench) ([]*Figure, error) {
 		figures = append(figures, row.Figure)
 	}
 	return figures, nil
+}
+
+// second measures twice after a change and takes the second result: at first the kernel is still busy with what came or went.
+func second(ctx context.Context, m measurement, change func(context.Context) error) (float64, error) {
+	if err := change(ctx); err != nil {
+		return 0, err
+	}
+	if _, err := m(ctx); err != nil {
+		return 0, err
+	}
+	return m(ctx)
 }
 
 // startOwn runs a gateway that decides for the box's own sockets, this process's among them.

@@ -104,10 +104,14 @@ func churnUDP(o churnOrder, i int, to netip.AddrPort) error {
 	}
 }
 
-// fewPorts has the kernel choose a socket's port among some thousands (IP_LOCAL_PORT_RANGE of ip(7)), within what all may have. The daemon's own are others: it
-// has as many connections to one upstream.
-func fewPorts(_, _ string, c syscall.RawConn) error {
-	const option, first, last = 51, 20000, 26000
+// fewPorts has the kernel choose a socket's port among few (IP_LOCAL_PORT_RANGE of ip(7)), within what all may have: fewer of UDP than of
+// TCP, which keeps them for a minute. The daemon's own are others: it has as many connections to one upstream.
+func fewPorts(network, _ string, c syscall.RawConn) error {
+	const option = 51
+	first, last := 20000, 20300
+	if strings.HasPrefix(network, "tcp") {
+		first, last = 21000, 27000
+	}
 	var set error
 	err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_IP, option, last<<16|first) })
 	return errors.Join(err, set)
