@@ -159,7 +159,8 @@ static __always_inline void count_rule(__u32 rule)
 }
 
 /* In the flow table, or the crowd's for a client that is over its share. */
-static __noinline void flow_record(struct client *client, const struct flow_key *key, struct flow *flow)
+static __noinline void flow_record(struct client *client, const struct flow_key *key,
+				   struct flow *flow)
 {
 	long err;
 

@@ -162,13 +162,35 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
 }
 
+static __always_inline bool socket_is_marked(struct bpf_sock_addr *ctx)
+{
+	return (ctx->sk->mark & MARK_MASK) == MARK_PROXY;
+}
+
+/* Of UDP, which may send to others all the same. */
+static __always_inline bool socket_is_connected(struct bpf_sock_addr *ctx)
+{
+	return ctx->sk->state == BPF_TCP_ESTABLISHED;
+}
+
+/* A socket that was connected and is no more has the mark still: no hook saw it. This datagram has it already. */
+static __always_inline void socket_forget(struct bpf_sock_addr *ctx)
+{
+	if (!socket_is_connected(ctx) && socket_is_marked(ctx))
+		socket_mark(ctx, MARK_MASK, 0);
+}
+
 /* Records a flow that has no connection, of whose first packet all is known. Others may send by the same socket just now. */
 static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
 	struct flow flow = {};
 
-	if (!own || socket_decide(p, own, &flow))
+	if (!own)
+		return NULL;
+	if (!socket_is_connected(ctx))
+		own->flow.verdict = VERDICT_INVALID; /* not what it was connected to before */
+	if (socket_decide(p, own, &flow))
 		return NULL;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	flow_record(own_client(), &p->key, &flow);
@@ -215,6 +237,7 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 
 	if (is_published(p)) /* the answer of a service that was reached from outside */
 		return ALLOW;
+	socket_forget(ctx);
 	if (asks_dns(p)) {
 		if (!answers_dns(p))
 			return ALLOW;
@@ -233,7 +256,7 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
 	}
 	/* connected elsewhere, and steered for that already? */
-	return (ctx->sk->mark & MARK_MASK) == MARK_PROXY ? ALLOW : SEND_STEER;
+	return socket_is_marked(ctx) ? ALLOW : SEND_STEER;
 }
 
 static __always_inline struct address *box_address(enum own_number number)
