@@ -125,6 +125,25 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 	return own_act(skb, p, &flow);
 }
 
+/* Whether a flow is what an earlier socket of the same port has left. UDP has no SYN to tell. */
+static __noinline bool own_is_left(struct __sk_buff *skb, const struct packet *p,
+				   const struct flow *flow)
+{
+	struct bpf_sock *sk;
+	struct own_socket *own;
+	bool left;
+
+	if (p->key.protocol != IPPROTO_UDP)
+		return false;
+	sk = own_sender(skb, p);
+	if (!sk)
+		return false;
+	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
+	left = own && own->flow.owner != flow->owner;
+	bpf_sk_release(sk);
+	return left;
+}
+
 static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct packet *p)
 {
 	struct flow *flow = flow_lookup(&p->key);
@@ -134,7 +153,7 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 			flow_seen(skb, p, flow);
 		return tcp_socket_state(skb, p) ? pass() : drop(REASON_OWN_UNKNOWN);
 	}
-	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow))
+	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow) || own_is_left(skb, p, flow))
 		return own_begin(skb, p, flow);
 	flow_seen(skb, p, flow);
 	return own_act(skb, p, flow);

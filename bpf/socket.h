@@ -106,8 +106,10 @@ static __always_inline struct own_socket *socket_storage(struct bpf_sock_addr *c
 	struct own_socket *own =
 		bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (own)
-		find_origin(&own->origin);
+	if (!own)
+		return NULL;
+	find_origin(&own->origin);
+	own->flow.owner = bpf_get_socket_cookie(ctx);
 	return own;
 }
 
@@ -150,6 +152,7 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 		reason = socket_decide(p, own, &flow);
 	if (reason)
 		return socket_fail(reason, -EPERM);
+	flow.owner = own->flow.owner;
 	own->flow = flow;
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
@@ -192,9 +195,18 @@ static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, cons
 		own->flow.verdict = VERDICT_INVALID; /* not what it was connected to before */
 	if (socket_decide(p, own, &flow))
 		return NULL;
+	flow.owner = own->flow.owner;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	flow_record(own_client(), &p->key, &flow);
 	return flow_lookup(&p->key);
+}
+
+/* What was decided for this socket: an entry may be what an earlier one of the same port has left. */
+static __always_inline struct flow *socket_flow(struct bpf_sock_addr *ctx, const struct packet *p)
+{
+	struct flow *flow = flow_lookup(&p->key);
+
+	return flow && flow->owner == bpf_get_socket_cookie(ctx) ? flow : NULL;
 }
 
 /* The number by which lo's program finds the source again; 0: it needs none, or has none. */
@@ -242,7 +254,7 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 		if (!answers_dns(p))
 			return ALLOW;
 	} else {
-		flow = flow_lookup(&p->key) ?: socket_begin(ctx, p);
+		flow = socket_flow(ctx, p) ?: socket_begin(ctx, p);
 		if (!flow)
 			return socket_fail(REASON_POLICY_MISSING, -EPERM);
 		flow->last_seen = bpf_jiffies64();

@@ -114,6 +114,7 @@ struct flow {
 	__u64 last_seen;
 	__u64 packets; /* as the hook sees them: after GRO */
 	__u64 bytes;
+	__u64 owner; /* cookie of the box's own socket that it is of; 0: a client's */
 	__u32 mark; /* what a direct packet is marked with */
 	__u32 outbound; /* FNV-1a of its name */
 	__u32 generation; /* of the policy that decided */

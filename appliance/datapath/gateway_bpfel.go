@@ -101,6 +101,7 @@ type gatewayFlow struct {
 	LastSeen   uint64
 	Packets    uint64
 	Bytes      uint64
+	Owner      uint64
 	Mark       uint32
 	Outbound   uint32
 	Generation uint32
