@@ -565,6 +565,9 @@ func TestOwnLoopbackIsNoDestination(t *testing.T) {
 				before := r.server.Stats().Refused[NotProxied]
 				c, err := ownDialer("tcp", netip.Addr{}).Dial("tcp", netip.AddrPortFrom(address, uint16(p)).String())
 				opened, _ := c.(*net.TCPConn)
+				if opened != nil {
+					opened.SetDeadline(time.Now().Add(10 * time.Second))
+				}
 				expectReset(t, opened, err)
 				if n := r.server.Stats().Refused[NotProxied] - before; n != 1 {
 					t.Errorf("refused %d times", n)
