@@ -93,6 +93,9 @@ static __noinline void own_recall(struct __sk_buff *skb, const struct packet *p,
 	struct bpf_sock *sk = own_sender(skb, p);
 	struct own_socket *own;
 
+	/* a look-up takes no lock: while another socket moves in the table it may miss this one */
+	if (!sk)
+		sk = own_sender(skb, p);
 	if (!sk)
 		return;
 	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);

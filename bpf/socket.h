@@ -187,7 +187,7 @@ static __always_inline void socket_forget(struct bpf_sock_addr *ctx)
 static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
-	struct flow flow = {};
+	struct flow *old, flow = {};
 
 	if (!own)
 		return NULL;
@@ -197,7 +197,11 @@ static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, cons
 		return NULL;
 	flow.owner = own->flow.owner;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
-	flow_record(own_client(), &p->key, &flow);
+	old = flow_lookup(&p->key);
+	if (old) /* another socket's, which had the port before */
+		*old = flow;
+	else
+		flow_record(own_client(), &p->key, &flow);
 	return flow_lookup(&p->key);
 }
 
