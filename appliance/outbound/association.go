@@ -107,6 +107,10 @@ func newAssociation(c *net.UDPConn) (*Association, error) {
 	return a, nil
 }
 
+// Mark adds bits to the firewall mark that Options.Control gave FD, before anything is sent by it: see
+// Destination.Mark. It is for direct associations.
+func (a *Association) Mark(bits uint32) error { return addMark(a.FD, bits) }
+
 // follow ends the association when the control connection ends.
 func (a *Association) follow(control *net.TCPConn) {
 	a.control = control

@@ -54,7 +54,7 @@ func (o Options) dialer() *net.Dialer {
 	return d
 }
 
-// marking is Control, followed by more bits of the firewall mark (SO_MARK in socket(7); it needs CAP_NET_ADMIN).
+// marking is Control, followed by more bits of the firewall mark.
 func (o Options) marking(bits uint32) func(network, address string, c syscall.RawConn) error {
 	return func(network, address string, c syscall.RawConn) error {
 		if o.Control != nil {
@@ -63,17 +63,24 @@ func (o Options) marking(bits uint32) func(network, address string, c syscall.Ra
 			}
 		}
 		var failed error
-		err := c.Control(func(fd uintptr) {
-			var mark int
-			if mark, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK); failed == nil {
-				failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark|int(bits))
-			}
-		})
-		if err = errors.Join(err, failed); err != nil {
-			return fmt.Errorf("marking the socket with %#x: %w", bits, err)
-		}
+		err := c.Control(func(fd uintptr) { failed = addMark(int(fd), bits) })
+		return errors.Join(err, failed)
+	}
+}
+
+// addMark adds bits to a socket's firewall mark (SO_MARK in socket(7); it needs CAP_NET_ADMIN).
+func addMark(fd int, bits uint32) error {
+	if bits == 0 {
 		return nil
 	}
+	mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK)
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark|int(bits))
+	}
+	if err != nil {
+		return fmt.Errorf("marking the socket with %#x: %w", bits, err)
+	}
+	return nil
 }
 
 // dialNameserver opens the socket of one query. The resolver heeds its context only between queries:

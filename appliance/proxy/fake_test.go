@@ -17,6 +17,7 @@ import (
 // verdicts answers as a test says. It stands for the policy and, like the datapath, remembers what was
 // decided.
 type verdicts struct {
+	own    map[netip.Addr]bool // addresses of the box itself; set before anybody asks
 	answer atomic.Pointer[verdictFunc]
 	asked  atomic.Int64
 
@@ -67,12 +68,12 @@ func (v *verdicts) Flow(n policy.Network, client, destination netip.AddrPort) (R
 	if v.decide != nil {
 		route, ok := v.decided[decision{n, client, destination}]
 		if !ok {
-			route.Sniff = true
+			route.Sniff, route.Own = true, v.own[client.Addr()]
 		}
 		return route, true
 	}
 	name, ok := (*v.answer.Load())(n, client, destination)
-	return Route{Outbound: name}, ok
+	return Route{Outbound: name, Own: v.own[client.Addr()]}, ok
 }
 
 func (v *verdicts) Decide(ctx context.Context, n policy.Network, client, destination netip.AddrPort, told Told) (Route, bool) {
@@ -85,7 +86,8 @@ func (v *verdicts) Decide(ctx context.Context, n policy.Network, client, destina
 	if !ok {
 		return route, false
 	}
-	if n == policy.UDP && route.Outbound == policy.OutboundDirect {
+	route.Own = v.own[client.Addr()]
+	if n == policy.UDP && route.forwarded() {
 		v.forward(n, client, destination)
 	}
 	v.mu.Lock()

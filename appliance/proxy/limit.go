@@ -30,6 +30,32 @@ func (b *bucket) take(now int64, r rate) bool {
 // full reports whether the bucket holds no memory worth keeping.
 func (b *bucket) full(now int64) bool { return b.next <= now }
 
+// allowance is how much of UDP a client may have, and how fast it may open it: opening and evicting at
+// the speed of a flood would cost the others the processor.
+type allowance struct {
+	sessions, flows       int
+	dialing               int // sessions being opened at once
+	sessionRate, flowRate rate
+}
+
+// ownShare is how many times the share of a client is that of this box itself. All of its programs are
+// one client, and a resolver among them may be asked by the whole LAN.
+const ownShare = 4
+
+// allowance is the limits of UDP, times a share. A page of many QUIC connections, a torrent's DHT and a
+// game's server list stay below the rates.
+func (l Limits) allowance(share int, descriptors int64) allowance {
+	l.Sessions *= share
+	l.Flows *= share
+	l.fit(descriptors)
+	often := time.Duration(share)
+	return allowance{
+		sessions: l.Sessions, flows: l.Flows, dialing: 64 * share,
+		sessionRate: rate{interval: time.Second / 256 / often, burst: 512 * share},
+		flowRate:    rate{interval: time.Second / 512 / often, burst: 2048 * share},
+	}
+}
+
 // descriptors is the budget of descriptors, shared by TCP and UDP.
 type descriptors struct {
 	limit int64

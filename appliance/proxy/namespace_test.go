@@ -166,6 +166,7 @@ type rig struct {
 	outbounds        outbounds
 	descriptors      int64 // the budget, unless 0
 	stop             func()
+	stopped          func() // called when Serve has ended, while the rules are still there; may be nil
 	served           chan error
 }
 
@@ -286,6 +287,9 @@ END`, port(t, s.TCP4), port(t, s.TCP6), port(t, s.UDP4), port(t, s.UDP6)))
 		if err := within(30*time.Second, r.served); err != nil {
 			t.Errorf("Serve: %v", err)
 		}
+		if r.stopped != nil {
+			r.stopped()
+		}
 		(*namespace)(nil).run(t, "nft flush ruleset")
 	}
 	t.Cleanup(r.stop)
@@ -308,6 +312,15 @@ func (r *rig) forward(_ policy.Network, client, destination netip.AddrPort) {
 func (r *rig) forwarding() {
 	(*namespace)(nil).run(r.t, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	r.internet.run(r.t, "ip route replace default via 203.0.113.2; ip -6 route replace default via 2001:db8:113::2")
+}
+
+// markSocket gives sockets a firewall mark.
+func markSocket(mark uint32) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
+		return errors.Join(err, failed)
+	}
 }
 
 func within(d time.Duration, result chan error) error {
@@ -387,7 +400,7 @@ func (r *rig) program(address netip.AddrPort, name string, args ...string) {
 			t.Fatalf("%s ended by itself:\n%s", name, output.String())
 		default:
 		}
-		probe, err := net.Dial("tcp", address.String())
+		probe, err := (&net.Dialer{Control: markSocket(testMark)}).Dial("tcp", address.String())
 		if err == nil {
 			probe.Close()
 		}
@@ -429,7 +442,7 @@ socks pass { from: 0/0 to: 0/0 }
 
 func (r *rig) socks5(address netip.AddrPort) outbound.Outbound {
 	r.t.Helper()
-	o, err := outbound.New("up", "socks5://"+address.String(), outbound.Credentials{}, outbound.Options{})
+	o, err := outbound.New("up", "socks5://"+address.String(), outbound.Credentials{}, outbound.Options{Control: markSocket(testMark)})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -54,16 +54,30 @@ type Told struct {
 type Route struct {
 	// Outbound is a name that Outbounds knows. policy.OutboundDirect means, for TCP, that this box
 	// connects to the destination itself and relays; for UDP, which the kernel can take over, that it
-	// forwards the flow from now on, and that what is here already is sent on in the client's name.
+	// forwards the flow from now on, and that what is here already is sent on in the client's name. Of
+	// an Own flow UDP is relayed, too.
 	Outbound string
+	// Own says that the client is this box itself. Nothing can be forwarded in its name.
+	Own bool
 	// Mark is the firewall mark that the kernel gives the packets of a direct flow. The datagrams that are
-	// sent on in the client's name have it, or Options.Mark if it is 0; of a TCP connection that this box
-	// makes in the client's place, it adds what is of Options.RuleMarks. So all of a rule go the same way.
+	// sent on in the client's name have it, or Options.Mark if it is 0; to the sockets of this box that take
+	// the client's place, it adds what is of Options.RuleMarks. So all of a rule go the same way.
 	Mark uint32
 	// Name is what a proxy upstream is told instead of the address, "" for the address. TCP only.
 	Name string
 	// Sniff says that nothing is decided: the first bytes are to be read, then Decide is asked.
 	Sniff bool
+}
+
+// forwarded reports whether the kernel is to forward a UDP flow.
+func (r Route) forwarded() bool { return r.Outbound == policy.OutboundDirect && !r.Own }
+
+// directMark is the mark to be added to the sockets by which this box sends a direct flow itself.
+func (s *Server) directMark(r Route) uint32 {
+	if r.Outbound != policy.OutboundDirect {
+		return 0
+	}
+	return r.Mark & s.options.RuleMarks
 }
 
 // Outbounds finds an outbound by name. It is asked once per TCP connection or UDP session.
@@ -95,7 +109,8 @@ type Options struct {
 }
 
 // Limits bounds what one client address may hold, so that a flood costs nobody else anything. They
-// are lowered where the process may open too few descriptors for them. 0 is the default.
+// are lowered where the process may open too few descriptors for them. 0 is the default. This box
+// itself (Route.Own) may have more of UDP: see ownShare.
 type Limits struct {
 	Connections int // TCP; beyond it new ones are reset. 16,384
 	Sessions    int // UDP source endpoints × outbounds; beyond it the client's least recently used goes. 512
@@ -136,7 +151,6 @@ type Server struct {
 
 	tcp     *tcp
 	udp     *udp
-	own     map[netip.AddrPort]bool // where our listeners are bound: never a flow's destination
 	started atomic.Bool
 }
 
@@ -149,7 +163,7 @@ func Listen(o Options) (_ *Server, err error) {
 		return nil, errors.New("opening the proxy: verdicts and outbounds are required")
 	}
 	o.setDefaults()
-	s := &Server{options: o, log: o.Log, own: make(map[netip.AddrPort]bool)}
+	s := &Server{options: o, log: o.Log}
 	s.descriptors.limit = raiseDescriptors()
 	s.options.Limits.fit(s.descriptors.limit)
 	defer func() {
@@ -203,10 +217,11 @@ func (s *Server) Close() {
 	}
 }
 
-// flow is the only way to a new flow's route. A flow to our own listener is one that somebody on this
-// box opened to it: whatever the policy says, relaying it would be a loop or an open proxy.
+// flow is the only way to a new flow's route. A flow to the loopback address, where our listeners are bound, is one
+// that somebody on this box opened to them: whatever the policy says, relaying it would be a loop, or an open
+// proxy to what serves this box only.
 func (s *Server) flow(network policy.Network, client, destination netip.AddrPort) (Route, bool) {
-	if s.own[destination] {
+	if destination.Addr().IsLoopback() {
 		return Route{}, false
 	}
 	return s.options.Verdicts.Flow(network, client, destination)

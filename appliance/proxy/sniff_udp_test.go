@@ -149,9 +149,12 @@ func (r *rig) quicServer(t *testing.T, at netip.Addr) netip.AddrPort {
 
 // quicExchange has a client send a megabyte there and back, and returns whom the server saw.
 func (r *rig) quicExchange(t *testing.T, to netip.AddrPort, version quic.Version, name string) (seen string, err error) {
+	return r.quicExchangeFrom(t, r.udpClient(to.Addr(), 0), to, version, name)
+}
+
+func (r *rig) quicExchangeFrom(t *testing.T, socket *udpClientSocket, to netip.AddrPort, version quic.Version, name string) (seen string, err error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	socket := r.udpClient(to.Addr(), 0)
 	config := &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"test"}}
 	c, err := quic.Dial(ctx, socket.UDPConn, net.UDPAddrFromAddrPort(to), config, &quic.Config{Versions: []quic.Version{version}})
 	if err != nil {

@@ -54,7 +54,6 @@ func listenTCP(s *Server) (_ *tcp, err error) {
 			return nil, err
 		}
 		t.listeners = append(t.listeners, l)
-		s.own[l.Addr().(*net.TCPAddr).AddrPort()] = true
 	}
 	for i := range s.options.Threads {
 		l, err := newLoop(fmt.Sprintf("relay-tcp-%d", i))
@@ -295,7 +294,7 @@ func (c *connection) dial(ctx context.Context, client *net.TCPConn, route Route)
 	}
 	c.traffic = server.traffic(route.Outbound)
 	upstream, err := out.DialTCP(within, outbound.Destination{
-		Addr: c.destination, Name: route.Name, Mark: route.Mark & server.options.RuleMarks,
+		Addr: c.destination, Name: route.Name, Mark: server.directMark(route),
 	})
 	if err != nil {
 		if ctx.Err() == nil {

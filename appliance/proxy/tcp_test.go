@@ -370,7 +370,7 @@ func expectReset(t *testing.T, c *net.TCPConn, err error) {
 // directly is the outbound "up" that goes nowhere but out.
 func directly(t testing.TB) map[string]outbound.Outbound {
 	t.Helper()
-	set, err := outbound.NewSet(outbound.Options{})
+	set, err := outbound.NewSet(outbound.Options{Control: markSocket(testMark)})
 	if err != nil {
 		t.Fatal(err)
 	}

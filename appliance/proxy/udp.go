@@ -24,13 +24,19 @@ type udp struct {
 	shards    []*shard
 	seed      maphash.Seed
 
+	allowance, ownAllowance allowance // of a client, and of this box as one
+
 	ctx      context.Context // of serve: sessions are opened by whichever thread needs one
 	sessions sync.WaitGroup  // goroutines of sessions
 	dialing  atomic.Int64    // sessions being opened
 }
 
 func listenUDP(s *Server) (_ *udp, err error) {
-	u := &udp{server: s, seed: maphash.MakeSeed()}
+	u := &udp{
+		server: s, seed: maphash.MakeSeed(),
+		allowance:    s.options.Limits.allowance(1, s.descriptors.limit),
+		ownAllowance: s.options.Limits.allowance(ownShare, s.descriptors.limit),
+	}
 	defer func() {
 		if err != nil {
 			u.close()
@@ -137,7 +143,7 @@ func newUDPListener(u *udp, f family) (*udpListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, bound, err := f.openListener(u.server.options.Mark)
+	fd, err := f.openListener(u.server.options.Mark)
 	if err != nil {
 		in.close()
 		return nil, err
@@ -147,7 +153,6 @@ func newUDPListener(u *udp, f family) (*udpListener, error) {
 		l.close()
 		return nil, err
 	}
-	u.server.own[bound.addrPort()] = true
 	return l, nil
 }
 

@@ -147,7 +147,7 @@ func (f *flow) settle(datagrams [][]byte, now int64) bool {
 	if ok && route.Sniff {
 		route, ok = s.decideNow(f.key, datagrams)
 	}
-	if ok && route.Outbound == policy.OutboundDirect {
+	if ok && route.forwarded() {
 		f.handOver(route.Mark, datagrams)
 		return false
 	}
@@ -157,7 +157,7 @@ func (f *flow) settle(datagrams [][]byte, now int64) bool {
 	case ok && route.Outbound == policy.OutboundBlock:
 		refused = Blocked
 	case ok:
-		x, refused = s.session(f.session.owner, f.key.client, route.Outbound, now)
+		x, refused = s.session(f.session.owner, f.key.client, route, now)
 	}
 	if refused == 0 && f.over {
 		refused = ClientLimit // the new session took the place of this flow's own

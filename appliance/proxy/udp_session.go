@@ -16,6 +16,7 @@ import (
 type sessionKey struct {
 	client   endpoint
 	outbound string
+	mark     uint32 // of the rule, if it is direct: each may go another way
 }
 
 // session is the mapping of one client endpoint at one outbound: whatever the endpoint sends that way
@@ -85,6 +86,7 @@ func (x *session) run(ctx context.Context, out outbound.Outbound) {
 	cancel()
 	if err == nil {
 		defer association.Close()
+		err = association.Mark(x.key.mark)
 	}
 	if x.dialed(association, err) {
 		select {
@@ -266,15 +268,15 @@ func (x *session) answering(remote endpoint, now int64) *flow {
 		s.server().refuse(NotProxied, 1)
 		return nil
 	}
-	if route, ok := s.server().flow(policy.UDP, key.client.addrPort(), remote.addrPort()); ok && !route.Sniff && route.Outbound == policy.OutboundDirect {
+	if route, ok := s.server().flow(policy.UDP, key.client.addrPort(), remote.addrPort()); ok && !route.Sniff && route.forwarded() {
 		s.server().refuse(NotProxied, 1) // a socket of ours would take the client's packets from the kernel, which forwards them
 		return nil
 	}
-	if !plausible(remote.addrPort()) || remote.is4() != key.client.is4() {
+	if !plausible(key) {
 		s.server().refuse(Malformed, 1)
 		return nil
 	}
-	if !x.owner.flowRate.take(now, flowRate) {
+	if !x.owner.mayOpenFlow(now) {
 		s.server().refuse(ClientRate, 1)
 		return nil
 	}

@@ -1,9 +1,6 @@
 package proxy
 
 import (
-	"net/netip"
-	"time"
-
 	"sidegate/appliance/policy"
 )
 
@@ -25,6 +22,7 @@ type shard struct {
 
 // udpClient is one client address, and what it holds.
 type udpClient struct {
+	may         *allowance
 	sessions    list[session]
 	flows       list[flow]
 	held        list[held]
@@ -33,18 +31,15 @@ type udpClient struct {
 	flowRate    bucket
 }
 
-// How fast a client may open things, beside how many it may have: opening and evicting at the speed
-// of a flood would cost the others the processor. A page of many QUIC connections, a torrent's DHT
-// and a game's server list stay below.
-var (
-	sessionRate = rate{interval: time.Second / 256, burst: 512}
-	flowRate    = rate{interval: time.Second / 512, burst: 2048}
-)
+// mayOpenSession reports whether the client may open one more session now, and if so counts it.
+func (c *udpClient) mayOpenSession(now int64) bool { return c.sessionRate.take(now, c.may.sessionRate) }
+
+// mayOpenFlow is the same for a flow.
+func (c *udpClient) mayOpenFlow(now int64) bool { return c.flowRate.take(now, c.may.flowRate) }
 
 const (
-	maxClients       = 1 << 14 // per shard
-	maxDialing       = 1024    // sessions being opened at once
-	maxClientDialing = 64      // … by one client
+	maxClients = 1 << 14 // per shard
+	maxDialing = 1024    // sessions being opened at once
 )
 
 func newShard(u *udp, name string) (_ *shard, err error) {
@@ -131,7 +126,7 @@ func (s *shard) emptied() *batch {
 // after the client's own limits.
 func (s *shard) admit(key flowKey, payloads [][]byte, now int64) Reason {
 	c := s.clients[key.client.addr]
-	if c != nil && !c.flowRate.take(now, flowRate) {
+	if c != nil && !c.mayOpenFlow(now) {
 		return ClientRate
 	}
 	route, ok := s.server().flow(policy.UDP, key.client.addrPort(), key.remote.addrPort())
@@ -142,7 +137,10 @@ func (s *shard) admit(key flowKey, payloads [][]byte, now int64) Reason {
 		if len(s.clients) >= maxClients {
 			return ClientLimit
 		}
-		c = new(udpClient)
+		c = &udpClient{may: &s.udp.allowance}
+		if route.Own {
+			c.may = &s.udp.ownAllowance
+		}
 		s.clients[key.client.addr] = c
 	}
 	if route.Sniff {
@@ -154,13 +152,13 @@ func (s *shard) admit(key flowKey, payloads [][]byte, now int64) Reason {
 
 // follow sends a flow's first datagrams where its route leads.
 func (s *shard) follow(c *udpClient, key flowKey, route Route, payloads [][]byte, now int64) Reason {
-	switch route.Outbound {
-	case policy.OutboundBlock:
+	switch {
+	case route.Outbound == policy.OutboundBlock:
 		return Blocked
-	case policy.OutboundDirect:
+	case route.forwarded():
 		return s.replay(key, route.Mark, payloads)
 	}
-	session, refused := s.session(c, key.client, route.Outbound, now)
+	session, refused := s.session(c, key.client, route, now)
 	if refused != 0 {
 		return refused
 	}
@@ -173,22 +171,22 @@ func (s *shard) follow(c *udpClient, key flowKey, route Route, payloads [][]byte
 	return 0
 }
 
-// session finds or begins the session of a client's endpoint with an outbound.
-func (s *shard) session(c *udpClient, from endpoint, outbound string, now int64) (*session, Reason) {
-	key := sessionKey{from, outbound}
+// session finds or begins the session of a client's endpoint with the outbound of a route.
+func (s *shard) session(c *udpClient, from endpoint, route Route, now int64) (*session, Reason) {
+	key := sessionKey{from, route.Outbound, s.server().directMark(route)}
 	if old := s.sessions[key]; old != nil {
 		return old, old.reason
 	}
-	out, ok := s.server().options.Outbounds.Outbound(outbound)
+	out, ok := s.server().options.Outbounds.Outbound(route.Outbound)
 	switch {
 	case !ok:
 		return nil, NoOutbound
-	case !c.sessionRate.take(now, sessionRate):
+	case !c.mayOpenSession(now):
 		return nil, ClientRate
-	case c.dialing >= maxClientDialing || s.udp.dialing.Load() >= maxDialing:
+	case c.dialing >= c.may.dialing || s.udp.dialing.Load() >= maxDialing:
 		return nil, ClientLimit
 	}
-	if c.sessions.length >= s.server().options.Limits.Sessions {
+	if c.sessions.length >= c.may.sessions {
 		c.sessions.oldest().end()
 	}
 	if !s.makeRoom(sessionDescriptors) {
@@ -200,7 +198,7 @@ func (s *shard) session(c *udpClient, from endpoint, outbound string, now int64)
 // open makes the flow of a session to somebody.
 func (s *shard) open(session *session, key flowKey, now int64) (*flow, Reason) {
 	c := session.owner
-	if c.flows.length >= s.server().options.Limits.Flows {
+	if c.flows.length >= c.may.flows {
 		c.flows.oldest().end()
 	}
 	if !s.makeRoom(flowDescriptors) {
@@ -271,8 +269,10 @@ func (s *shard) endAll() {
 	}
 }
 
-// plausible says whether a client may be sent something from an address. An upstream can name any:
-// what could only come from the client's own box or link is not for it to say.
-func plausible(remote netip.AddrPort) bool {
-	return remote.Addr().IsGlobalUnicast() && remote.Port() != 0
+// plausible says whether a client may be sent something from a remote. An upstream can name any: what
+// could only come from the client's own box or link is not for it to say.
+func plausible(flow flowKey) bool {
+	remote := flow.remote.addrPort()
+	return remote.Addr().IsGlobalUnicast() && remote.Port() != 0 &&
+		flow.remote.is4() == flow.client.is4() && flow.remote.addr != flow.client.addr
 }

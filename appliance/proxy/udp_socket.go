@@ -68,8 +68,8 @@ func (f *family) openUDP(configure func(fd int) error) (fd int, err error) {
 }
 
 // openListener opens the socket that gets the datagrams of flows that have none of their own yet.
-func (f *family) openListener(mark uint32) (fd int, bound endpoint, err error) {
-	fd, err = f.openUDP(func(fd int) error {
+func (f *family) openListener(mark uint32) (fd int, err error) {
+	return f.openUDP(func(fd int) error {
 		if err := f.setTransparent(fd, mark); err != nil {
 			return err
 		}
@@ -80,19 +80,8 @@ func (f *family) openListener(mark uint32) (fd int, bound endpoint, err error) {
 		if err := unix.Bind(fd, endpointOf(netip.AddrPortFrom(f.loopback, 0)).sockaddr()); err != nil {
 			return fmt.Errorf("binding a udp socket to %s: %w", f.loopback, err)
 		}
-		name, err := unix.Getsockname(fd)
-		if err != nil {
-			return fmt.Errorf("asking for the address of a udp socket: %w", err)
-		}
-		switch name := name.(type) {
-		case *unix.SockaddrInet4:
-			bound = endpointOf(netip.AddrPortFrom(f.loopback, uint16(name.Port)))
-		case *unix.SockaddrInet6:
-			bound = endpointOf(netip.AddrPortFrom(f.loopback, uint16(name.Port)))
-		}
 		return nil
 	})
-	return fd, bound, err
 }
 
 // openFlow opens the socket of one flow: bound to the remote's address, connected to the client. The

@@ -239,14 +239,20 @@ func TestLoopStaleEvents(t *testing.T) {
 }
 
 func TestPlausible(t *testing.T) {
+	clients := map[bool]netip.AddrPort{true: netip.MustParseAddrPort("192.168.0.3:53"), false: netip.MustParseAddrPort("[fd07::3]:53")}
 	for text, want := range map[string]bool{
 		"203.0.113.1:53": true, "192.168.0.9:5000": true, "[2001:db8::1]:53": true,
+		"192.168.0.3:53": false, "192.168.0.3:54": false, "[fd07::3]:53": false,
 		"127.0.0.1:53": false, "224.0.0.251:5353": false, "0.0.0.0:53": false, "169.254.1.1:53": false, "203.0.113.1:0": false,
 		"[::1]:53": false, "[fe80::1]:53": false, "[ff02::1]:53": false,
 		"255.255.255.255:53": false,
 	} {
-		if got := plausible(netip.MustParseAddrPort(text)); got != want {
+		remote := netip.MustParseAddrPort(text)
+		if got := plausible(flowKey{endpointOf(clients[remote.Addr().Is4()]), endpointOf(remote)}); got != want {
 			t.Errorf("%s: %v", text, got)
+		}
+		if plausible(flowKey{endpointOf(clients[remote.Addr().Is6()]), endpointOf(remote)}) {
+			t.Errorf("%s to a client of the other family", text)
 		}
 	}
 }
