@@ -13,6 +13,7 @@ import (
 type Assignment struct {
 	Outbound string           // what the policy says so far
 	Mark     uint32           // of its packets, if they are direct
+	Own      bool             // the client is this box: its packets come by the loopback device, and cannot be forwarded
 	Sniff    bool             // it may say something else once the flow's name is known
 	Names    []string         // that the client itself asked for, without aliases, and has this address for
 	Facts    policy.Flow      // without names
@@ -21,6 +22,9 @@ type Assignment struct {
 	key      gatewayFlowKey   // of the entry
 	client   gatewayClientKey // who
 }
+
+// loopbackIndex is the interface index of lo, in every network namespace (LOOPBACK_IFINDEX).
+const loopbackIndex = 1
 
 // Assigned tells the proxy what the programs decided on a flow that they handed to it. A flow that they did not hand
 // over is not ok, whoever sent it found the listener by himself; except one that has just been settled as direct, of
@@ -50,6 +54,7 @@ func (d *Datapath) Assigned(network policy.Network, client, destination netip.Ad
 		return a, false
 	}
 	a.Sniff, a.Mark = a.verdict == gatewayVerdictVERDICT_SNIFF, a.entry.Mark
+	a.Own = a.entry.Interface == loopbackIndex
 	a.client = clientOf(a.key, a.entry)
 	a.Facts = policy.Flow{
 		Network: network, Source: client, Destination: destination,

@@ -59,6 +59,26 @@ func TestAssigned(t *testing.T) {
 	}
 }
 
+// TestAssignedOwn: what comes by the loopback device is the box's own, whatever its address; what comes by another is not.
+func TestAssignedOwn(t *testing.T) {
+	d := opened(t)
+	lan := veth(t, "lan0")
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan}})
+	p := udpPacket("192.168.0.3:5000", "203.0.113.9:443")
+	d.run(t, p.bytes()) // arrives by lo
+	a, ok := d.Assigned(policy.UDP, p.src, p.dst)
+	if !ok || !a.Own {
+		t.Errorf("by lo: %+v, %t", a, ok)
+	}
+	a.entry.Interface = uint32(lan.Index)
+	if err := d.state.maps.Flows.Put(a.key, a.entry); err != nil {
+		t.Fatal(err)
+	}
+	if a, ok = d.Assigned(policy.UDP, p.src, p.dst); !ok || a.Own {
+		t.Errorf("by the LAN's interface: %+v, %t", a, ok)
+	}
+}
+
 // TestTrustIsInForceAtOnce: another trust is another generation, though the policy is the same.
 func TestTrustIsInForceAtOnce(t *testing.T) {
 	d := opened(t)

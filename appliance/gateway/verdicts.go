@@ -63,7 +63,7 @@ func (v *verdicts) Flow(network policy.Network, client, destination netip.AddrPo
 	if !ok {
 		return proxy.Route{}, false
 	}
-	route := proxy.Route{Outbound: a.Outbound, Mark: a.Mark, Sniff: a.Sniff}
+	route := proxy.Route{Outbound: a.Outbound, Own: a.Own, Mark: a.Mark, Sniff: a.Sniff}
 	// With several names an address does not tell which is meant.
 	if v.tellsNames(network, a.Outbound) && len(a.Names) == 1 && !v.naming.Load().ours(a.Names[0], destination.Addr()) {
 		route.Name = a.Names[0]
@@ -89,7 +89,7 @@ func (v *verdicts) Decide(ctx context.Context, network policy.Network, client, d
 			return proxy.Route{}, false
 		}
 	}
-	route := proxy.Route{Outbound: outbound, Mark: mark}
+	route := proxy.Route{Outbound: outbound, Own: a.Own, Mark: mark}
 	if name != "" && v.tellsNames(network, outbound) && v.believes(ctx, a, destination.Addr(), name) {
 		route.Name = name
 	}
