@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,8 @@ type GatewayOptions struct {
 	Binary string   // the program; "/proc/self/exe" is the one that is running
 	Config string   // text of the YAML configuration file
 	Args   []string // more arguments of `sidegate run`
+	// Resolver is the DNS server that its /etc/resolv.conf names; invalid: the machine's.
+	Resolver netip.Addr
 }
 
 // Gateway is a sidegate that runs on a host, with the files that are its own.
@@ -51,6 +54,11 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 
 	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State, "--data-dir", filepath.Join(h.lab.Dir(), h.name+".data")}, o.Args...)
 	command := h.Command(ctx, o.Binary, args...)
+	if o.Resolver.IsValid() {
+		if command, err = command.Resolving(o.Resolver); err != nil {
+			return nil, err
+		}
+	}
 	command.Env = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}
 	start := time.Now()
 	if g.Process, err = command.Start(); err != nil {
