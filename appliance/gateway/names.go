@@ -40,8 +40,7 @@ func newNames() *names {
 	resolver := &net.Resolver{
 		PreferGo: true,
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			d := net.Dialer{Control: markOwn}
-			return d.DialContext(ctx, network, address)
+			return ownDialer().DialContext(ctx, network, address)
 		},
 	}
 	system := func(ctx context.Context, host string) ([]netip.Addr, error) {
