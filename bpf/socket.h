@@ -78,13 +78,26 @@ static __always_inline bool socket_meets6(struct bpf_sock_addr *ctx, struct pack
 	return socket_concerns(ctx, p);
 }
 
-/* A socket bound to a device does not follow the route into lo. */
-static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx)
+static __always_inline bool socket_device(struct bpf_sock_addr *ctx, __u32 device)
 {
-	char none[4] = {};
+	return ctx->sk->bound_dev_if == device ||
+	       !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof(device));
+}
 
-	return !ctx->sk->bound_dev_if ||
-	       !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
+/* A socket bound to a device does not follow the route into lo. */
+static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx, struct own_socket *own)
+{
+	own->device = ctx->sk->bound_dev_if ?: own->device;
+	return socket_device(ctx, 0);
+}
+
+/* … and is bound again where it is left alone. */
+static __always_inline bool socket_rebind(struct bpf_sock_addr *ctx, struct own_socket *own)
+{
+	__u32 device = own->device;
+
+	own->device = 0;
+	return !device || ctx->sk->bound_dev_if || socket_device(ctx, device);
 }
 
 static __always_inline int socket_refuse(__u8 reject)
@@ -156,11 +169,12 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 	own->flow = flow;
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
-	if (flow.verdict ==
-	    VERDICT_DIRECT) /* at every connect: it may have been to be proxied before */
-		return socket_mark(ctx, MARK_MASK | flow.mark, flow.mark & ~MARK_MASK) ? ALLOW :
-											 REFUSE;
-	if (!socket_unbind(ctx))
+	if (flow.verdict == VERDICT_DIRECT) /* at every connect: it may have been proxied before */
+		return socket_rebind(ctx, own) && socket_mark(ctx, MARK_MASK | flow.mark,
+							      flow.mark & ~MARK_MASK) ?
+			       ALLOW :
+			       REFUSE;
+	if (!socket_unbind(ctx, own))
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
 	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
 }
@@ -267,10 +281,9 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 		if (flow->verdict == VERDICT_DIRECT)
 			return ALLOW;
 	}
-	if (ctx->sk->bound_dev_if) {
-		socket_unbind(ctx); /* for the next one; this one knows its device already */
+	/* the datagram knows its device already, and the next one may be direct, by that device */
+	if (ctx->sk->bound_dev_if)
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
-	}
 	/* connected elsewhere, and steered for that already? */
 	return socket_is_marked(ctx) ? ALLOW : SEND_STEER;
 }
@@ -294,11 +307,16 @@ static __always_inline void socket_name4(struct bpf_sock_addr *ctx)
 		ctx->user_ip4 = box->w[3];
 }
 
+/* ::1 is the source of what goes to the box itself, too. */
 static __always_inline bool socket_is_steered(struct bpf_sock_addr *ctx)
 {
-	struct own_socket *own = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
+	struct address peer;
 
-	return own && own_needs_daemon(own->flow.verdict);
+	peer.w[0] = ctx->sk->dst_ip6[0];
+	peer.w[1] = ctx->sk->dst_ip6[1];
+	peer.w[2] = ctx->sk->dst_ip6[2];
+	peer.w[3] = ctx->sk->dst_ip6[3];
+	return own_leaves(&peer);
 }
 
 static __always_inline void socket_name6(struct bpf_sock_addr *ctx)

@@ -150,7 +150,7 @@ func (w *socketWorld) status(t *testing.T) (status admin.Status) {
 	return status
 }
 
-// family is what differs between IPv4 and IPv6.
+// family is what differs between IPv4, IPv6, and IPv4 by sockets of IPv6.
 type family struct {
 	name                  string
 	domain                int
@@ -160,12 +160,13 @@ type family struct {
 func (w *socketWorld) families() []family {
 	return []family{
 		{"v4", unix.AF_INET, w.sidegate().Addr4(), w.server().Addr4(), w.upstream().Addr4()},
+		{"mapped", unix.AF_INET6, w.sidegate().Addr4(), w.server().Addr4(), w.upstream().Addr4()},
 		{"v6", unix.AF_INET6, w.sidegate().Addr6(), w.server().Addr6(), w.upstream().Addr6()},
 	}
 }
 
-// inBoth runs a test in IPv4 and IPv6.
-func (w *socketWorld) inBoth(t *testing.T, name string, f func(t *testing.T, f family)) {
+// inAll runs a test in each family.
+func (w *socketWorld) inAll(t *testing.T, name string, f func(t *testing.T, f family)) {
 	t.Helper()
 	for _, family := range w.families() {
 		t.Run(name+" "+family.name, func(t *testing.T) { f(t, family) })

@@ -54,10 +54,10 @@ func udpBindings(f family) map[string]netip.AddrPort {
 }
 
 func unspecified(f family) netip.Addr {
-	if f.domain == unix.AF_INET6 {
+	if f.box.Is6() {
 		return netip.IPv6Unspecified()
 	}
-	return netip.IPv4Unspecified()
+	return netip.IPv4Unspecified() // mapped, too
 }
 
 // TestOwnUDP: a UDP socket of the box, bound or not, that sends to many in turn without being connected, has each datagram go as
@@ -123,7 +123,7 @@ func TestOwnUDPSharedPort(t *testing.T) {
 	w.startPorts(t)
 	for _, f := range w.families() {
 		second := second4
-		if f.domain == unix.AF_INET6 {
+		if f.box.Is6() {
 			second = second6
 		}
 		t.Run("two addresses "+f.name, func(t *testing.T) {
@@ -214,7 +214,7 @@ func TestOwnUDPControl(t *testing.T) {
 	index := w.sidegate().Interface().Index
 	for _, f := range w.families() {
 		second := netip.MustParseAddr("192.168.0.77")
-		if f.domain == unix.AF_INET6 {
+		if f.box.Is6() {
 			second = netip.MustParseAddr("fd00:c0a8::77")
 		}
 		ipv6 := f.domain == unix.AF_INET6
@@ -224,8 +224,8 @@ func TestOwnUDPControl(t *testing.T) {
 			refused bool // what is to be proxied, by the kernel: it does not leave by an interface that the route does not name
 		}{
 			{"a source", packetInfo(ipv6, second, 0), false},
-			{"an interface", packetInfo(ipv6, netip.Addr{}, index), !ipv6},
-			{"a source and an interface", packetInfo(ipv6, second, index), !ipv6},
+			{"an interface", packetInfo(ipv6, unspecified(f), index), f.box.Is4()},
+			{"a source and an interface", packetInfo(ipv6, second, index), f.box.Is4()},
 			{"a mark", markControl(0x10), false},
 			{"the daemon's mark", markControl(0x02000000), false},
 			{"the mark of what is direct", markControl(0x04000000), false},
@@ -266,17 +266,9 @@ func TestOwnUDPControl(t *testing.T) {
 // packetInfo is a control message that says from where a datagram is to be sent (ip(7), ipv6(7)).
 func packetInfo(v6 bool, source netip.Addr, index int) []byte {
 	if v6 {
-		info := unix.Inet6Pktinfo{Ifindex: uint32(index)}
-		if source.IsValid() {
-			info.Addr = source.As16()
-		}
-		return unix.PktInfo6(&info)
+		return unix.PktInfo6(&unix.Inet6Pktinfo{Addr: source.As16(), Ifindex: uint32(index)})
 	}
-	info := unix.Inet4Pktinfo{Ifindex: int32(index)}
-	if source.IsValid() {
-		info.Spec_dst = source.As4()
-	}
-	return unix.PktInfo4(&info)
+	return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4(), Ifindex: int32(index)})
 }
 
 // TestOwnUDPReconnected: a socket that connects to one after the other, with and without being disconnected in between, has what the
@@ -286,7 +278,7 @@ func TestOwnUDPReconnected(t *testing.T) {
 	w.startPorts(t)
 	for _, disconnected := range []bool{false, true} {
 		how := map[bool]string{false: "at once", true: "by way of none"}[disconnected]
-		w.inBoth(t, how, func(t *testing.T, f family) {
+		w.inAll(t, how, func(t *testing.T, f family) {
 			s := w.udp(t, f)
 			for _, i := range []int{0, 1, 2, 0, 1, 0, 3, 1, 2, 1, 0} {
 				v := udpVerdicts[i]
@@ -310,7 +302,7 @@ func TestOwnUDPReconnected(t *testing.T) {
 			}
 		})
 	}
-	w.inBoth(t, "disconnected, then to many", func(t *testing.T, f family) {
+	w.inAll(t, "disconnected, then to many", func(t *testing.T, f family) {
 		for _, port := range []uint16{proxiedPort, directPort} {
 			s := w.udp(t, f)
 			need(t, s.connect(f.at(port)))
@@ -322,7 +314,7 @@ func TestOwnUDPReconnected(t *testing.T) {
 			}
 		}
 	})
-	w.inBoth(t, "connected, and to others", func(t *testing.T, f family) {
+	w.inAll(t, "connected, and to others", func(t *testing.T, f family) {
 		for _, port := range []uint16{proxiedPort, directPort} {
 			s := w.udp(t, f)
 			need(t, s.connect(f.at(port)))
@@ -350,7 +342,7 @@ func TestOwnUDPReconnected(t *testing.T) {
 func TestOwnUDPThreads(t *testing.T) {
 	w := newSocketWorld(t)
 	w.startPorts(t)
-	w.inBoth(t, "one socket", func(t *testing.T, f family) {
+	w.inAll(t, "one socket", func(t *testing.T, f family) {
 		const rounds = 300
 		s := w.udp(t, f)
 		for i := range rounds {
