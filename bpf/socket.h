@@ -78,6 +78,12 @@ static __always_inline bool socket_meets6(struct bpf_sock_addr *ctx, struct pack
 	return socket_concerns(ctx, p);
 }
 
+/* Of UDP, which may send to others all the same. */
+static __always_inline bool socket_is_connected(struct bpf_sock_addr *ctx)
+{
+	return ctx->sk->state == BPF_TCP_ESTABLISHED;
+}
+
 static __always_inline bool socket_device(struct bpf_sock_addr *ctx, __u32 device)
 {
 	return ctx->sk->bound_dev_if == device ||
@@ -91,13 +97,17 @@ static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx, struct own_
 	return socket_device(ctx, 0);
 }
 
-/* … and is bound again where it is left alone. */
+/* … and is bound again where it is left alone; what disconnects a UDP socket takes its device, too. */
 static __always_inline bool socket_rebind(struct bpf_sock_addr *ctx, struct own_socket *own)
 {
 	__u32 device = own->device;
 
 	own->device = 0;
-	return !device || ctx->sk->bound_dev_if || socket_device(ctx, device);
+	if (!device || ctx->sk->bound_dev_if)
+		return true;
+	if (ctx->protocol == IPPROTO_UDP && !socket_is_connected(ctx))
+		return true;
+	return socket_device(ctx, device);
 }
 
 static __always_inline int socket_refuse(__u8 reject)
@@ -182,12 +192,6 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 static __always_inline bool socket_is_marked(struct bpf_sock_addr *ctx)
 {
 	return (ctx->sk->mark & MARK_MASK) == MARK_PROXY;
-}
-
-/* Of UDP, which may send to others all the same. */
-static __always_inline bool socket_is_connected(struct bpf_sock_addr *ctx)
-{
-	return ctx->sk->state == BPF_TCP_ESTABLISHED;
 }
 
 /* A socket that was connected and is no more has the mark still: no hook saw it. This datagram has it already. */

@@ -50,10 +50,10 @@ func TestOwnSocketOfADevice(t *testing.T) {
 	})
 	w.inAll(t, "UDP, connected", func(t *testing.T, f family) {
 		s := w.udp(t, f)
+		s.bind(t, netip.AddrPortFrom(f.box, 0)) // else it keeps the source of the first, which may be the steered ones'
 		s.bindDevice(t, index)
 		for _, i := range []int{1, 0, 1, 0, 2, 1} {
 			v := udpVerdicts[i]
-			s.disconnect(t)
 			err := s.connect(f.at(v.port))
 			if !errors.Is(err, v.err) {
 				t.Fatalf("%s: %v, want %v", v.verdict, err, v.err)
