@@ -279,6 +279,7 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 		flow = socket_flow(ctx, p) ?: socket_begin(ctx, p);
 		if (!flow)
 			return socket_fail(REASON_POLICY_MISSING, -EPERM);
+		own_without_daemon(p, flow); /* it may have died since */
 		flow->last_seen = bpf_jiffies64();
 		if (flow->verdict == VERDICT_BLOCK)
 			return socket_refuse(flow->reject);

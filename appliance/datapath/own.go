@@ -140,7 +140,11 @@ func (o *Own) places() ([]place, error) {
 			pin:     ownPin + hook.name,
 			program: func(g *generation) *ebpf.Program { return hook.program(&g.objects.gatewayPrograms) },
 			attach: func(p *ebpf.Program) (link.Link, error) {
-				return link.AttachCgroup(link.CgroupOptions{Path: path, Attach: hook.kind, Program: p})
+				l, err := link.AttachCgroup(link.CgroupOptions{Path: path, Attach: hook.kind, Program: p})
+				if errors.Is(err, unix.EPERM) {
+					err = fmt.Errorf("the cgroup %s: %w: somebody's program on it or above admits no other (bpftool cgroup tree), or CAP_NET_ADMIN is missing", path, err)
+				}
+				return l, err
 			},
 			cgroup: st.Ino,
 		})

@@ -97,7 +97,11 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, names *names, snaps
 	g.advertiser.Set(routing)
 	g.report("ipv6", unable)
 	g.followInterfaces(before, force)
-	g.report("own connections", g.datapath.OwnProblem())
+	undecided := g.datapath.OwnProblem()
+	if undecided != nil {
+		undecided = fmt.Errorf("the box's own connections are not decided (gateway.local): %w", undecided)
+	}
+	g.report("own connections", undecided)
 	g.followParameters(parametersOf(lan, snapshot))
 	return nil
 }
