@@ -56,7 +56,8 @@ default: direct
 			w.speak(t, network, netip.AddrPortFrom(server, port))
 		}
 	}
-	sent.await(t, "to clients, by proxies whose names the system knows, and to the LAN",
+	sent.await(
+		t, "to clients, by proxies whose names the system knows, and to the LAN",
 		element("tcp", laptop, 0), "advertisements",
 		element("udp", server, 53),
 		element("tcp", upstream, dante.Addr4.Port()), element("udp", upstream, 0), // its relay's port
@@ -85,7 +86,8 @@ default: direct
 		asking.Go(func() { w.lookUp(t.Context(), netip.Addr{}, netip.MustParseAddr("8.8.8.8"), name) }) // an error: nobody answers
 	}
 	asking.Wait()
-	sent.await(t, "to clients that ask, and to DNS servers",
+	sent.await(
+		t, "to clients that ask, and to DNS servers",
 		element("udp", laptop, 0), element("udp", server, 53), element("udp", upstream, 53),
 		element("udp", server, 2001), element("tcp", server, 2002), element("tcp", server, 2003),
 		element("tcp", server, 2004), element("udp", server, 2005), element("udp", server, 2006),
