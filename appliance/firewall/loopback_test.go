@@ -46,6 +46,7 @@ func TestLooped(t *testing.T) {
 		{load: chain("in", "prerouting priority 0", "meta mark 0x01000000 drop"), stopped: "first first6"},
 		{load: chain("in", "input priority 0", "meta mark 0x02000000 drop"), stopped: "answer answer6"},
 		{load: chain("in", "input priority 0", "ct state new drop"), stopped: "first first6"},
+		{load: chain("in", "prerouting priority raw", "ct state new drop"), stopped: "first first6"}, // it has its connection since it left
 		{load: chain("in", "prerouting priority -100", "ct state established drop"), stopped: "answer answer6"},
 		{load: chain("out", "output priority 0", "ip saddr 127.0.0.0/8 drop"), stopped: "first"},
 		{load: chain("out", "output priority 0", "fib daddr type local drop"), stopped: "answer answer6"},
