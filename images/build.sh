@@ -104,7 +104,7 @@ disk() {
 	truncate -s $((fat_size * 512)) "$boot"
 	mkfs.vfat -F 32 -s 1 -n "$(appliance .label.boot)" --invariant "$boot" >/dev/null
 	mkdir -p "$work/files/EFI/BOOT" "$work/files/grub"
-	cp "$kernel"/boot/vmlinuz-* "$work/files/vmlinuz"
+	cp "$kernel/vmlinuz" "$work/files/vmlinuz"
 	cp "$work/initramfs" "$work/files/initramfs"
 	configuration | sed 's/$/\r/' >"$work/files/sidegate.yaml" # Windows' editors want it so, and the others do not mind
 	cat >"$work/files/grub/grub.cfg" <<-'END'

@@ -66,7 +66,7 @@ fill "$work/root" "$@"
 # One processor: with two, Debian's kernels were seen to panic in emulation. After a panic the machine restarts, which
 # is its end here; what was then unfinished has failed.
 timeout --foreground 1800 qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 1 -m 1024 \
-	-nodefaults -display none -no-reboot -kernel "$tree"/boot/vmlinuz-* -initrd "$work/image" \
+	-nodefaults -display none -no-reboot -kernel "$tree/vmlinuz" -initrd "$work/image" \
 	-append 'console=ttyS0 quiet nokaslr mitigations=off panic=-1' \
 	-serial "file:$work/console" -serial stdio </dev/null || die "the virtual machine was ended: $?"
 code=$(sed -n 's/^the test ended with \([0-9]*\)\r*$/\1/p' "$work/console")
