@@ -6,6 +6,7 @@
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
 #include "own.h"
+#include "related.h"
 #include "types.h"
 
 /* By the socket's mark or, where there is none (a datagram's, a reset's of a socket that is gone), by the source. */
@@ -87,20 +88,22 @@ static __always_inline int own_act(struct __sk_buff *skb, const struct packet *p
 }
 
 /* What was decided when the packet's socket connected, if it did, and who opened it. */
-static __noinline bool own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+static __noinline void own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	struct bpf_sock *sk = own_sender(skb, p);
 	struct own_socket *own;
 
+	/* a look-up takes no lock: while another socket moves in the table it may miss this one */
 	if (!sk)
-		return false;
+		sk = own_sender(skb, p);
+	if (!sk)
+		return;
 	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
 	if (own) {
 		*flow = own->flow;
 		bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	}
 	bpf_sk_release(sk);
-	return own;
 }
 
 /* Records a flow of the box that has come to lo. `old` is what an earlier connection of the same ports left. */
@@ -111,8 +114,7 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
-	if (!own_recall(skb, p, &flow))
-		return drop(REASON_OWN_UNKNOWN);
+	own_recall(skb, p, &flow);
 	origin = bpf_map_lookup_elem(&origins, &p->key);
 	if (flow.verdict == VERDICT_INVALID &&
 	    (!origin || own_decide(p, &origin->process, own_name(p), &flow)))
@@ -203,10 +205,8 @@ static __always_inline int own_gate(struct __sk_buff *skb)
 	struct packet p = { .own = 1 };
 	__u32 number;
 
-	if ((skb->mark & MARK_MASK) == MARK_OWN)
-		return own_answer(skb, &p);
 	if (!own_is_steered(skb))
-		return pass();
+		return (skb->mark & MARK_MASK) == MARK_OWN ? own_answer(skb, &p) : pass();
 	switch (parse(skb, &p, ETH_HLEN)) {
 	case PARSED_DROP:
 		return drop(p.reason);
@@ -220,6 +220,8 @@ static __always_inline int own_gate(struct __sk_buff *skb)
 	number = own_number(&p.key.source);
 	if (number && !own_restore(skb, &p, number))
 		return drop(REASON_OWN_UNKNOWN);
+	if (is_icmp_error(skb, &p))
+		return icmp_error(skb, &p);
 	return asks_dns(&p) ? question(skb, &p) : own_flow_packet(skb, &p);
 }
 

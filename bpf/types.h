@@ -187,6 +187,8 @@ struct origin {
 /* What was decided on a socket of the box itself when it connected. It lives as long as the socket. */
 struct own_socket {
 	struct origin origin;
+	__u32 device; /* that it was bound to before it was steered */
+	__u32 pad;
 	struct flow
 		flow; /* its verdict is invalid for a socket that sends without being connected */
 };

@@ -223,6 +223,8 @@ const (
 type gatewayOwnSocket struct {
 	_      structs.HostLayout
 	Origin gatewayOrigin
+	Device uint32
+	Pad    uint32
 	Flow   gatewayFlow
 }
 

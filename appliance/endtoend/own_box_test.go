@@ -25,8 +25,7 @@ import (
 // gateway runs in it as well.
 type box struct {
 	world
-	cgroup string
-	dante  *lab.Daemon // outbound hk of every configuration
+	dante *lab.Daemon // outbound hk of every configuration
 }
 
 // newBox makes the world and a SOCKS5 server at its upstream. Where no cgroup v2 is mounted the test is skipped.
@@ -35,8 +34,9 @@ func newBox(t *testing.T) *box {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: builds network namespaces and loads BPF programs")
 	}
-	b := &box{cgroup: newCgroup(t)}
-	b.world = newWorld(t, lab.Options{}) // whose end comes before the cgroup's
+	cgroup := newCgroup(t)
+	b := &box{world: newWorld(t, lab.Options{})} // whose end comes before the cgroup's
+	b.cgroup = cgroup
 	var err error
 	b.dante, err = b.upstream().StartDante(t.Context(), lab.DanteOptions{})
 	need(t, err)

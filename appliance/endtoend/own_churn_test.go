@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -161,8 +162,8 @@ const (
 )
 
 // TestOwnShortLived: 1,000 processes, 50 at a time, of two units with opposite rules, open 10,000 connections by TCP and as many sockets
-// of UDP, and end. They share few ports, so that each unit gets those that the other one just had: the server hears every one, and each
-// by the way of its own unit. When they are gone, nothing of a direct connection is left, and all that is left of proxied ones is closing.
+// of UDP, and end. They share few ports, so that each unit gets those that the other one just had: the server hears each of them
+// by the way of its own unit, and all of TCP. When they are gone, nothing of a direct connection is left, and all that is left of proxied ones is closing.
 func TestOwnShortLived(t *testing.T) {
 	b := newBox(t)
 	var heard census
@@ -202,12 +203,20 @@ default: block`))
 	}
 
 	each := processes / 2 * churnConnections
-	want := map[string]int{"red tcp direct": each, "blue tcp proxied": each, "red udp direct": each, "blue udp proxied": each}
 	err := lab.Wait(within(t, forAnswer), "everybody to be heard", func() error {
 		heard.mu.Lock()
 		defer heard.mu.Unlock()
-		if got := fmt.Sprint(heard.count); got != fmt.Sprint(want) {
-			return fmt.Errorf("%s, want %v", got, want)
+		for of, n := range heard.count {
+			if !slices.Contains([]string{"red tcp direct", "blue tcp proxied", "red udp direct", "blue udp proxied"}, of) {
+				t.Fatalf("heard %q %d times", of, n)
+			}
+		}
+		for of, least := range map[string]int{ // UDP may lose some
+			"red tcp direct": each, "blue tcp proxied": each, "red udp direct": each - each/1000, "blue udp proxied": each - each/1000,
+		} {
+			if heard.count[of] < least {
+				return fmt.Errorf("%v, want %d %q", heard.count, least, of)
+			}
 		}
 		return nil
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,8 @@ type GatewayOptions struct {
 	Config string   // text of the YAML configuration file
 	Args   []string // more arguments of `sidegate run`
 	Cgroup string   // directory of a cgroup v2 that it runs in; empty: this process's
+	// Resolver is the DNS server that its /etc/resolv.conf names; invalid: the machine's.
+	Resolver netip.Addr
 }
 
 // Gateway is a sidegate that runs on a host, with the files that are its own.
@@ -52,6 +55,11 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 
 	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State, "--data-dir", filepath.Join(h.lab.Dir(), h.name+".data")}, o.Args...)
 	command := h.Command(ctx, o.Binary, args...)
+	if o.Resolver.IsValid() {
+		if command, err = command.Resolving(o.Resolver); err != nil {
+			return nil, err
+		}
+	}
 	command.Env, command.Cgroup = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}, o.Cgroup
 	start := time.Now()
 	if g.Process, err = command.Start(); err != nil {
