@@ -290,9 +290,14 @@ static __always_inline __u32 lookup_verdict(const struct flow_key *key, __u32 in
 {
 	struct flow *flow;
 
-	/* the box's own programs, and those of networks that are not the LAN, have their own resolvers */
-	if (is_question(key))
-		return bpf_map_lookup_elem(&interfaces, &interface) ? VERDICT_DNS : VERDICT_INVALID;
+	/* the box itself, and networks that are not the LAN, have their own resolvers */
+	if (is_question(key)) {
+		if (interface == LOOPBACK_INDEX ? own_dns && !is_loopback(&key->destination) &&
+							  !is_own(&key->destination) :
+						  !!bpf_map_lookup_elem(&interfaces, &interface))
+			return VERDICT_DNS;
+		return VERDICT_INVALID;
+	}
 	flow = flow_lookup(key);
 	return flow && needs_daemon(flow) ? flow->verdict : VERDICT_INVALID;
 }

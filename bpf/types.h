@@ -132,6 +132,8 @@ struct flow {
 
 #define RULE_DEFAULT 1024
 
+#define LOOPBACK_INDEX 1 /* of lo, in every network namespace */
+
 /* Identifies the first fragment's decision for the rest of the datagram (RFC 791, RFC 8200). */
 struct fragment_key {
 	struct address source;

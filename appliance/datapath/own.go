@@ -24,7 +24,7 @@ type Own struct {
 	DNS     bool // their questions are answered by the DNS server
 }
 
-// What a flow of the box itself comes in by, as the policy sees it: LOOPBACK_INDEX of bpf/own.h.
+// What a flow of the box itself comes in by, as the policy sees it: LOOPBACK_INDEX of bpf/types.h.
 const (
 	loopbackIndex = 1
 	loopback      = "lo"
