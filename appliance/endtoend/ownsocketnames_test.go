@@ -154,12 +154,15 @@ func (w *socketWorld) asksOnly(t *testing.T, resolver netip.Addr) {
 	})
 }
 
+// onlyHere is a name that the box's own resolver knows, and nobody else.
+const onlyHere = "only.here.test"
+
 // startLocalResolver starts dnsmasq on a loopback address of the box, which asks another, as systemd-resolved does.
 func (w *socketWorld) startLocalResolver(t *testing.T, at string, asks netip.Addr) {
 	t.Helper()
 	_, err := w.sidegate().Command(t.Context(), "/usr/sbin/dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=",
 		"--log-facility=-", "--user=root", "--no-resolv", "--no-hosts", "--bind-interfaces", "--cache-size=0",
-		"--listen-address="+at, "--server="+asks.String()).Start()
+		"--listen-address="+at, "--server="+asks.String(), "--host-record="+onlyHere+",192.0.2.7").Start()
 	need(t, err)
 	need(t, lab.Wait(t.Context(), "dnsmasq to listen", func() error {
 		return w.sidegate().Do(func() error {
@@ -185,6 +188,10 @@ func TestOwnLocalResolver(t *testing.T) {
 		needInstalled(t, err)
 		if err != nil || !slices.Equal(r.Data("A"), []string{farAddress(1).String()}) {
 			t.Errorf("asking the box's own resolver, %s: %+v, %v", transport, r, err)
+		}
+		r, err = w.sidegate().Dig(within(t, 10*time.Second), netip.MustParseAddr("127.0.0.53"), onlyHere, transport)
+		if err != nil || !slices.Equal(r.Data("A"), []string{"192.0.2.7"}) {
+			t.Errorf("another answered in place of the box's own resolver, %s: %+v, %v", transport, r, err)
 		}
 	}
 	text, err := w.sidegate().Curl(within(t, 20*time.Second), netip.MustParseAddr("127.0.0.53"), "http://www.proxied.test/whoami")

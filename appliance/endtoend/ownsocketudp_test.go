@@ -312,6 +312,11 @@ func TestOwnUDPReconnected(t *testing.T) {
 			for i := range 2 * len(udpVerdicts) {
 				s.asks(t, f, udpVerdicts[i%len(udpVerdicts)].port, 200+i)
 			}
+			saw, err := s.ask(f.at(directPort), 100)
+			need(t, err)
+			if want := s.name(t).Port(); saw.Port() != want {
+				t.Errorf("once connected to %d: the server saw %s, want port %d: it is steered still", port, saw, want)
+			}
 		}
 	})
 	w.inAll(t, "connected, and to others", func(t *testing.T, f family) {
