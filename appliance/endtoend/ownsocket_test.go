@@ -28,7 +28,6 @@ const (
 	directPort  = 7002
 	blockedPort = 7003
 	rejectPort  = 7004
-	anotherPort = 7005 // proxied by another outbound
 )
 
 const portRules = `rules:
