@@ -90,7 +90,7 @@ func before(index int) ([]doctor.Program, error) {
 func unseen(problems []string, lans []lan, box *doctor.Box) []string {
 	var seen []string
 	if box.Own != nil && box.Own.Problem != nil {
-		seen = append(seen, box.Own.Problem.Error())
+		seen = append(seen, undecided(box.Own.Problem).Error())
 	}
 	for _, l := range lans {
 		if l.problem != nil {

@@ -35,6 +35,14 @@ func ownQuestions(plan *Plan, s *netstate.Snapshot) error {
 		"come back to it (dns.upstreams: name those that it asks)", here[0])
 }
 
+// undecided says what an obstacle to the hooks means; nil where there is none.
+func undecided(obstacle error) error {
+	if obstacle == nil {
+		return nil
+	}
+	return fmt.Errorf("the box's own connections are not decided (gateway.local): %w", obstacle)
+}
+
 // knownBy is the address that the box would send by if nobody chose: of the interface of the default route.
 func knownBy(s *netstate.Snapshot, ipv6 bool) netip.Addr {
 	route, ok := s.Default(ipv6)

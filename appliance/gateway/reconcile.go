@@ -98,11 +98,7 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, names *names, snaps
 	g.report("ipv6", unable)
 	g.followInterfaces(before, force)
 	g.report("own questions", ownQuestions(plan, snapshot))
-	undecided := g.datapath.OwnProblem()
-	if undecided != nil {
-		undecided = fmt.Errorf("the box's own connections are not decided (gateway.local): %w", undecided)
-	}
-	g.report("own connections", undecided)
+	g.report("own connections", undecided(g.datapath.OwnProblem()))
 	g.followParameters(parametersOf(lan, snapshot))
 	return nil
 }
