@@ -15,14 +15,21 @@ FUZZTIME ?= 60s
 # make bench BENCHFLAGS='--quick --json FILE' (see BENCHFLAGS=--help)
 BENCHFLAGS ?=
 
+# make image KERNEL=linux-image-6.12-amd64
+KERNEL ?= linux-image-6.12-cloud-amd64
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo test vmtest bench fuzz lint fmt generate check-generated nix-check clean install-deps need-go need-root
+.PHONY: help build image demo test vmtest bench fuzz lint fmt generate check-generated nix-check clean install-deps need-go need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: need-go ## build bin/sidegate, one static file
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/sidegate ./appliance/sidegate
+
+image: build ## build bin/image: a disk to flash, and an OCI image (Debian; KERNEL=linux-image-6.12-amd64 for hardware)
+	@scripts/install-deps.sh image
+	images/build.sh $(KERNEL)
 
 demo: need-root need-go ## show what sidegate does, in network namespaces of its own (root)
 	@scripts/install-deps.sh demo

@@ -6,6 +6,7 @@
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
 #include "own.h"
+#include "related.h"
 #include "types.h"
 
 /* By the socket's mark or, where there is none (a datagram's, a reset's of a socket that is gone), by the source. */
@@ -87,20 +88,22 @@ static __always_inline int own_act(struct __sk_buff *skb, const struct packet *p
 }
 
 /* What was decided when the packet's socket connected, if it did, and who opened it. */
-static __noinline bool own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+static __noinline void own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	struct bpf_sock *sk = own_sender(skb, p);
 	struct own_socket *own;
 
+	/* a look-up takes no lock: while another socket moves in the table it may miss this one */
 	if (!sk)
-		return false;
+		sk = own_sender(skb, p);
+	if (!sk)
+		return;
 	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
 	if (own) {
 		*flow = own->flow;
 		bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	}
 	bpf_sk_release(sk);
-	return own;
 }
 
 /* Records a flow of the box that has come to lo. `old` is what an earlier connection of the same ports left. */
@@ -111,8 +114,7 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
-	if (!own_recall(skb, p, &flow))
-		return drop(REASON_OWN_UNKNOWN);
+	own_recall(skb, p, &flow);
 	origin = bpf_map_lookup_elem(&origins, &p->key);
 	if (flow.verdict == VERDICT_INVALID &&
 	    (!origin || own_decide(p, &origin->process, own_name(p), &flow)))
@@ -126,6 +128,25 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 	return own_act(skb, p, &flow);
 }
 
+/* Whether a flow is what an earlier socket of the same port has left. UDP has no SYN to tell. */
+static __noinline bool own_is_left(struct __sk_buff *skb, const struct packet *p,
+				   const struct flow *flow)
+{
+	struct bpf_sock *sk;
+	struct own_socket *own;
+	bool left;
+
+	if (p->key.protocol != IPPROTO_UDP)
+		return false;
+	sk = own_sender(skb, p);
+	if (!sk)
+		return false;
+	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
+	left = own && own->flow.owner != flow->owner;
+	bpf_sk_release(sk);
+	return left;
+}
+
 static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct packet *p)
 {
 	struct flow *flow = flow_lookup(&p->key);
@@ -135,7 +156,7 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 			flow_seen(skb, p, flow);
 		return tcp_socket_state(skb, p) ? pass() : drop(REASON_OWN_UNKNOWN);
 	}
-	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow))
+	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow) || own_is_left(skb, p, flow))
 		return own_begin(skb, p, flow);
 	flow_seen(skb, p, flow);
 	return own_act(skb, p, flow);
@@ -184,10 +205,8 @@ static __always_inline int own_gate(struct __sk_buff *skb)
 	struct packet p = { .own = 1 };
 	__u32 number;
 
-	if ((skb->mark & MARK_MASK) == MARK_OWN)
-		return own_answer(skb, &p);
 	if (!own_is_steered(skb))
-		return pass();
+		return (skb->mark & MARK_MASK) == MARK_OWN ? own_answer(skb, &p) : pass();
 	switch (parse(skb, &p, ETH_HLEN)) {
 	case PARSED_DROP:
 		return drop(p.reason);
@@ -201,6 +220,8 @@ static __always_inline int own_gate(struct __sk_buff *skb)
 	number = own_number(&p.key.source);
 	if (number && !own_restore(skb, &p, number))
 		return drop(REASON_OWN_UNKNOWN);
+	if (is_icmp_error(skb, &p))
+		return icmp_error(skb, &p);
 	return asks_dns(&p) ? question(skb, &p) : own_flow_packet(skb, &p);
 }
 

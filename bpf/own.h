@@ -20,8 +20,6 @@
 #include "process.h"
 #include "types.h"
 
-#define LOOPBACK_INDEX 1
-
 /* Whether the gateway has anything to say about what the box sends there: it leaves the box, and is routed. */
 static __always_inline bool own_leaves(const struct address *a)
 {

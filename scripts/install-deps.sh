@@ -1,18 +1,33 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and this machine lacks, on Debian and Ubuntu.
 #
-#   scripts/install-deps.sh [--if-root] GROUP...     demo, test, browser, bench, vm, lint, generate, or all
+#   scripts/install-deps.sh [--if-root] GROUP...     demo, image, test, browser, bench, vm, lint, generate, or all
 #
 # With --if-root, a user who may not install is told what is missing, and that is no failure.
-# Costs milliseconds when nothing is missing: presence is a command in PATH, not a question to apt.
+# Costs milliseconds when nothing is missing: presence is a command in PATH, or a file, not a question to apt.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # servers live there, and not every user's PATH has it
 
-# group, command that shows that it is there, Debian package
+# group, command or file that shows that it is there, Debian package
 needs='
 demo      danted          dante-server
 demo      dnsmasq         dnsmasq-base
 demo      ip              iproute2
+
+image     git             git
+image     busybox         busybox-static
+image     cpio            cpio
+image     depmod          kmod
+image     dpkg-deb        dpkg
+image     grub-mkimage    grub-common
+image     /usr/lib/grub/i386-pc/boot.img grub-pc-bin
+image     /usr/lib/grub/x86_64-efi/normal.mod grub-efi-amd64-bin
+image     jq              jq
+image     mcopy           mtools
+image     mkfs.vfat       dosfstools
+image     sfdisk          fdisk
+image     xz              xz-utils
+image     zstd            zstd
 
 test      danted          dante-server
 test      squid           squid
@@ -39,6 +54,7 @@ bench     ip              iproute2
 bench     unbound         unbound
 bench     dnsperf         dnsperf
 
+vm        /usr/share/OVMF/OVMF_CODE_4M.fd ovmf
 vm        qemu-system-x86_64 qemu-system-x86
 vm        busybox         busybox-static
 vm        cpio            cpio
@@ -73,16 +89,18 @@ if [[ ${1-} == --if-root ]]; then
 	shift
 fi
 groups=" $* "
-[[ $groups == *' all '* ]] && groups=' demo test browser bench vm lint generate '
+[[ $groups == *' all '* ]] && groups=' demo image test browser bench vm lint generate '
 for group in $groups; do
-	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, test, browser, bench, vm, lint, generate, all)"
+	grep -q "^$group " <<<"$needs" || die "unknown group \"$group\" (have: demo, image, test, browser, bench, vm, lint, generate, all)"
 done
-[[ ${groups// /} ]] || die 'which group? (have: demo, test, browser, bench, vm, lint, generate, all)'
+[[ ${groups// /} ]] || die 'which group? (have: demo, image, test, browser, bench, vm, lint, generate, all)'
+
+present() { [[ -e $1 ]] || command -v "$1" >/dev/null; }
 
 missing_commands=() missing_packages=()
 while read -r group command package; do
 	[[ $group && $groups == *" $group "* ]] || continue
-	command -v "$command" >/dev/null && continue
+	present "$command" && continue
 	[[ " ${missing_packages[*]-} " == *" $package "* ]] && continue
 	missing_commands+=("$command")
 	missing_packages+=("$package")
@@ -179,6 +197,6 @@ done
 hash -r
 for command in "${missing_commands[@]}"; do
 	[[ $absent == *" $command "* ]] && continue # an optional package is called as its command
-	command -v "$command" >/dev/null || die "$command is still missing after the installation"
+	present "$command" || die "$command is still missing after the installation"
 done
 say "done in $SECONDS s"

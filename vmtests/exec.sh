@@ -28,28 +28,8 @@ die() {
 for program in busybox cpio depmod qemu-system-x86_64 $programs; do
 	command -v "$program" >/dev/null || die "$program is missing: scripts/install-deps.sh test vm"
 done
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/sidegate/vmtests
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-
-# fetch unpacks the package of the kernel, which may be that of a metapackage, and prints where.
-fetch() {
-	local package version dir
-	package=$(LC_ALL=C apt-cache depends "$kernel" | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
-	package=${package:-$kernel}
-	version=$(LC_ALL=C apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
-	[[ $version && $version != '(none)' ]] || die "this system has no package $kernel: apt-get update, or name another of apt-cache search linux-image"
-	dir=$cache/${package}_$version
-	if [[ ! -e $dir ]]; then
-		(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$package=$version") >&2
-		dpkg-deb -x "$work/$package"_*.deb "$work/kernel"
-		find "$work/kernel/lib/modules" -name '*.ko.xz' -exec xz -d {} +
-		depmod -b "$work/kernel" "$(ls "$work/kernel/lib/modules")"
-		mkdir -p "$cache"
-		mv -T "$work/kernel" "$dir" || [[ -e $dir ]] # another was faster
-	fi
-	echo "$dir"
-}
 
 # fill puts what the virtual machine begins with into directory $1; the other arguments are the test binary's.
 fill() {
@@ -79,14 +59,14 @@ fill() {
 	} >"$root/arguments"
 }
 
-tree=$(fetch)
+tree=$(scripts/kernel.sh "$kernel")
 fill "$work/root" "$@"
 (cd "$work/root" && find . | cpio -o -H newc --quiet >"$work/image")
 
 # One processor: with two, Debian's kernels were seen to panic in emulation. After a panic the machine restarts, which
 # is its end here; what was then unfinished has failed.
 timeout --foreground 1800 qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 1 -m 1024 \
-	-nodefaults -display none -no-reboot -kernel "$tree"/boot/vmlinuz-* -initrd "$work/image" \
+	-nodefaults -display none -no-reboot -kernel "$tree/vmlinuz" -initrd "$work/image" \
 	-append 'console=ttyS0 quiet nokaslr mitigations=off panic=-1' \
 	-serial "file:$work/console" -serial stdio </dev/null || die "the virtual machine was ended: $?"
 code=$(sed -n 's/^the test ended with \([0-9]*\)\r*$/\1/p' "$work/console")

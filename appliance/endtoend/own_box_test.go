@@ -25,8 +25,7 @@ import (
 // gateway runs in it as well.
 type box struct {
 	world
-	cgroup string
-	dante  *lab.Daemon // outbound hk of every configuration
+	dante *lab.Daemon // outbound hk of every configuration
 }
 
 // newBox makes the world and a SOCKS5 server at its upstream. Where no cgroup v2 is mounted the test is skipped.
@@ -35,8 +34,9 @@ func newBox(t *testing.T) *box {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: builds network namespaces and loads BPF programs")
 	}
-	b := &box{cgroup: newCgroup(t)}
-	b.world = newWorld(t, lab.Options{}) // whose end comes before the cgroup's
+	cgroup := newCgroup(t)
+	b := &box{world: newWorld(t, lab.Options{})} // whose end comes before the cgroup's
+	b.cgroup = cgroup
 	var err error
 	b.dante, err = b.upstream().StartDante(t.Context(), lab.DanteOptions{})
 	need(t, err)
@@ -163,7 +163,22 @@ func program(t *testing.T, binary, path string) string {
 type witness struct {
 	addr4, addr6           netip.AddrPort
 	connections, datagrams atomic.Int64
+	heard                  atomic.Pointer[func(network, word string, from netip.Addr)]
 }
+
+// hears has a function told of what the witness hears, from then on.
+func (w *witness) hears(f func(network, word string, from netip.Addr)) { w.heard.Store(&f) }
+
+// answer is what it says to whoever says something.
+func (w *witness) answer(network, word string, from netip.AddrPort) []byte {
+	if f := w.heard.Load(); f != nil {
+		(*f)(network, strings.TrimSpace(word), from.Addr().Unmap())
+	}
+	return []byte(from.String() + "\n")
+}
+
+// goodbye ends a line after which the witness closes the connection.
+const goodbye = "goodbye"
 
 func (w *witness) addrs() []netip.AddrPort { return []netip.AddrPort{w.addr4, w.addr6} }
 
@@ -194,15 +209,19 @@ func startWitness(t *testing.T, on *lab.Host, port uint16) *witness {
 			mu.Unlock()
 			tasks.Go(func() {
 				defer c.Close()
+				defer func() { mu.Lock(); defer mu.Unlock(); delete(open, c) }()
 				for lines := bufio.NewScanner(c); lines.Scan(); {
-					fmt.Fprintln(c, c.RemoteAddr())
+					c.Write(w.answer("tcp", lines.Text(), c.RemoteAddr().(*net.TCPAddr).AddrPort()))
+					if strings.HasSuffix(lines.Text(), goodbye) {
+						return
+					}
 				}
 			})
 		}
 	})
 	tasks.Go(func() {
 		for buffer := make([]byte, 1<<16); ; {
-			_, from, err := u.ReadFromUDPAddrPort(buffer)
+			n, from, err := u.ReadFromUDPAddrPort(buffer)
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -210,7 +229,7 @@ func startWitness(t *testing.T, on *lab.Host, port uint16) *witness {
 				continue // an ICMP error that an earlier answer caused
 			}
 			w.datagrams.Add(1)
-			u.WriteToUDPAddrPort([]byte(from.String()+"\n"), from) // UDP may lose it, so may we
+			u.WriteToUDPAddrPort(w.answer("udp", string(buffer[:n]), from), from) // UDP may lose it, so may we
 		}
 	})
 	t.Cleanup(func() {

@@ -415,9 +415,10 @@ default: hk`))
 					}
 					b.judge(t, c.word, s, err, own, to.Addr())
 				}
-				seen(a.visit(t, 2*i+j, network, to))
+				s := a.visit(t, 2*i+j, network, to)
+				seen(s)
 				find := func(f admin.Flow) bool {
-					return f.Network == network && f.Destination == to && f.Verdict == c.verdict && f.Rule == c.rule &&
+					return f.Network == network && f.Source.Port() == s.Local.Port() && f.Destination == to && f.Verdict == c.verdict && f.Rule == c.rule &&
 						f.Process != nil && *f.Process == admin.Process{Name: c.name, Unit: c.unit, PID: uint32(a.Pid())}
 				}
 				if c.word == "shut" {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,7 +28,6 @@ const (
 	directPort  = 7002
 	blockedPort = 7003
 	rejectPort  = 7004
-	anotherPort = 7005 // proxied by another outbound
 )
 
 const portRules = `rules:
@@ -42,6 +42,9 @@ type socketWorld struct {
 	*namesWorld
 	cgroup  string
 	leaving *lab.Capture // on the box's only interface
+
+	mu        sync.Mutex
+	datagrams map[uint16][]netip.AddrPort // whom the witnesses saw send each, by port
 }
 
 // newSocketWorld has the test's process in a cgroup of its own, which the gateway's hooks are on.
@@ -50,7 +53,7 @@ func newSocketWorld(t *testing.T) *socketWorld {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: builds network namespaces and loads BPF programs")
 	}
-	w := &socketWorld{cgroup: enterCgroup(t)}
+	w := &socketWorld{cgroup: enterCgroup(t), datagrams: map[uint16][]netip.AddrPort{}}
 	w.namesWorld = newNamesWorld(t)
 	w.leaving = captureOn(t, w.sidegate(), "eth0")
 	t.Cleanup(func() { w.nothingLeaks(t) })
@@ -113,7 +116,7 @@ outbounds: { hk: { url: %q } }
 // startPorts does that with a policy of ports, and servers behind them.
 func (w *socketWorld) startPorts(t *testing.T, config ...string) {
 	t.Helper()
-	for _, port := range []int{proxiedPort, directPort, blockedPort, rejectPort} {
+	for _, port := range []uint16{proxiedPort, directPort, blockedPort, rejectPort} {
 		w.serveWitness(t, port)
 	}
 	w.startOwn(t, append([]string{portRules, "default: block"}, config...)...)
@@ -146,7 +149,7 @@ func (w *socketWorld) status(t *testing.T) (status admin.Status) {
 	return status
 }
 
-// family is what differs between IPv4 and IPv6.
+// family is what differs between IPv4, IPv6, and IPv4 by sockets of IPv6.
 type family struct {
 	name                  string
 	domain                int
@@ -156,12 +159,13 @@ type family struct {
 func (w *socketWorld) families() []family {
 	return []family{
 		{"v4", unix.AF_INET, w.sidegate().Addr4(), w.server().Addr4(), w.upstream().Addr4()},
+		{"mapped", unix.AF_INET6, w.sidegate().Addr4(), w.server().Addr4(), w.upstream().Addr4()},
 		{"v6", unix.AF_INET6, w.sidegate().Addr6(), w.server().Addr6(), w.upstream().Addr6()},
 	}
 }
 
-// inBoth runs a test in IPv4 and IPv6.
-func (w *socketWorld) inBoth(t *testing.T, name string, f func(t *testing.T, f family)) {
+// inAll runs a test in each family.
+func (w *socketWorld) inAll(t *testing.T, name string, f func(t *testing.T, f family)) {
 	t.Helper()
 	for _, family := range w.families() {
 		t.Run(name+" "+family.name, func(t *testing.T) { f(t, family) })
@@ -193,16 +197,11 @@ const (
 
 // serveWitness tells each client at a port as whom it sees it: a TCP client at once, then it sends back what it gets; a UDP client
 // in answer to each datagram, with the datagram's length.
-func (w *socketWorld) serveWitness(t *testing.T, port int) {
+func (w *socketWorld) serveWitness(t *testing.T, port uint16) {
 	t.Helper()
-	serveWitness(t, w.server(), port)
-}
-
-func serveWitness(t *testing.T, on *lab.Host, port int) {
-	t.Helper()
-	l, err := on.Listen(t.Context(), "tcp", ":"+strconv.Itoa(port))
+	l, err := w.server().Listen(t.Context(), "tcp", fmt.Sprintf(":%d", port))
 	need(t, err)
-	u, err := on.ListenUDP(t.Context(), "udp", ":"+strconv.Itoa(port))
+	u, err := w.server().ListenUDP(t.Context(), "udp", fmt.Sprintf(":%d", port))
 	need(t, err)
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -239,9 +238,14 @@ func serveWitness(t *testing.T, on *lab.Host, port int) {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if err == nil {
-				fmt.Fprintf(udpTo{u, from}, "%s %d", netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), n)
+			if err != nil {
+				continue // an ICMP error that an earlier answer caused
 			}
+			saw := netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+			w.mu.Lock()
+			w.datagrams[port] = append(w.datagrams[port], saw)
+			w.mu.Unlock()
+			u.WriteToUDPAddrPort(fmt.Appendf(nil, "%s %d", saw, n), from)
 		}
 	})
 	t.Cleanup(func() {
@@ -251,13 +255,24 @@ func serveWitness(t *testing.T, on *lab.Host, port int) {
 	})
 }
 
-// udpTo writes datagrams to somebody.
-type udpTo struct {
-	conn *net.UDPConn
-	to   netip.AddrPort
+// witnessed are those whom the witness at a port saw send datagrams, in order.
+func (w *socketWorld) witnessed(port uint16) []netip.AddrPort {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.datagrams[port])
 }
 
-func (u udpTo) Write(b []byte) (int, error) { return u.conn.WriteToUDPAddrPort(b, u.to) }
+// awaitWitness waits until the witness at a port has seen more than so many datagrams, and returns who sent the next one.
+func (w *socketWorld) awaitWitness(t *testing.T, port uint16, seen int) netip.AddrPort {
+	t.Helper()
+	need(t, lab.Wait(within(t, 3*time.Second), fmt.Sprintf("a datagram at port %d", port), func() error {
+		if len(w.witnessed(port)) <= seen {
+			return errors.New("none came")
+		}
+		return nil
+	}))
+	return w.witnessed(port)[seen]
+}
 
 // boxSocket is a socket of the box, used by system calls that wait for three seconds.
 type boxSocket struct {
@@ -366,21 +381,17 @@ func (s *boxSocket) mark(t *testing.T) int {
 
 // greeting reads as whom a TCP server sees the socket.
 func (s *boxSocket) greeting() (netip.AddrPort, error) {
-	var b [128]byte
-	for n := 0; n < len(b); {
-		m, err := unix.Read(s.fd, b[n:])
-		if err == nil && m == 0 {
+	var line []byte
+	for b := []byte{0}; b[0] != '\n'; line = append(line, b[0]) { // no more than the line: what follows is an answer
+		n, err := unix.Read(s.fd, b)
+		if err == nil && n == 0 {
 			err = errors.New("it has ended")
 		}
 		if err != nil {
 			return netip.AddrPort{}, fmt.Errorf("reading as whom the server sees us: %w", err)
 		}
-		n += m
-		if line, _, ok := strings.Cut(string(b[:n]), "\n"); ok {
-			return netip.ParseAddrPort(line)
-		}
 	}
-	return netip.AddrPort{}, errors.New("the server does not stop talking")
+	return netip.ParseAddrPort(strings.TrimSuffix(string(line), "\n"))
 }
 
 // mirror sends something on a TCP connection and wants it back.

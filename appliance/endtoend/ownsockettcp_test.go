@@ -21,7 +21,7 @@ func TestOwnTCP(t *testing.T) {
 	w := newSocketWorld(t)
 	w.startPorts(t)
 	for port, verdict := range map[uint16]string{proxiedPort: "proxied", directPort: "direct"} {
-		w.inBoth(t, verdict, func(t *testing.T, f family) {
+		w.inAll(t, verdict, func(t *testing.T, f family) {
 			s := w.tcp(t, f)
 			need(t, s.connect(f.at(port)))
 			saw, err := s.greeting()
@@ -37,14 +37,14 @@ func TestOwnTCP(t *testing.T) {
 		})
 	}
 	for port, want := range map[uint16]error{blockedPort: unix.EPERM, rejectPort: unix.ECONNREFUSED} {
-		w.inBoth(t, want.Error(), func(t *testing.T, f family) {
+		w.inAll(t, want.Error(), func(t *testing.T, f family) {
 			if err := w.tcp(t, f).connect(f.at(port)); !errors.Is(err, want) {
 				t.Errorf("connecting: %v, want %v", err, want)
 			}
 		})
 	}
 	for port, verdict := range map[uint16]string{proxiedPort: "proxied", directPort: "direct"} {
-		w.inBoth(t, verdict+" without waiting", func(t *testing.T, f family) {
+		w.inAll(t, verdict+" without waiting", func(t *testing.T, f family) {
 			s := w.tcp(t, f)
 			need(t, unix.SetNonblock(s.fd, true))
 			if err := s.connect(f.at(port)); !errors.Is(err, unix.EINPROGRESS) {
@@ -62,13 +62,9 @@ func TestOwnTCP(t *testing.T) {
 			need(t, err)
 			f.saw(t, verdict, saw, s)
 		})
-		w.inBoth(t, verdict+", bound", func(t *testing.T, f family) {
+		w.inAll(t, verdict+", bound", func(t *testing.T, f family) {
 			noPort := option{unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1}
 			reuse := option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1}
-			any := netip.IPv4Unspecified()
-			if f.domain == unix.AF_INET6 {
-				any = netip.IPv6Unspecified()
-			}
 			for _, bound := range []struct {
 				to      netip.AddrPort
 				options []option
@@ -76,7 +72,7 @@ func TestOwnTCP(t *testing.T) {
 				{netip.AddrPortFrom(f.box, 0), nil},
 				{netip.AddrPortFrom(f.box, 0), []option{noPort}},
 				{netip.AddrPortFrom(f.box, port+1000), []option{reuse}},
-				{netip.AddrPortFrom(any, port+2000), []option{reuse}},
+				{netip.AddrPortFrom(unspecified(f), port+2000), []option{reuse}},
 			} {
 				s := w.tcp(t, f, bound.options...)
 				s.bind(t, bound.to)
@@ -121,7 +117,7 @@ func TestOwnTCPPortsAgain(t *testing.T) {
 			s.close()
 		},
 	} {
-		w.inBoth(t, name, func(t *testing.T, f family) {
+		w.inAll(t, name, func(t *testing.T, f family) {
 			for range 5 {
 				for _, v := range verdicts {
 					s := w.tcp(t, f, option{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
@@ -173,7 +169,7 @@ func TestOwnTCPAbruptEnd(t *testing.T) {
 	}
 	for _, bound := range []bool{false, true} {
 		how := map[bool]string{false: "unbound", true: "bound"}[bound]
-		w.inBoth(t, "with bytes unread, "+how, func(t *testing.T, f family) {
+		w.inAll(t, "with bytes unread, "+how, func(t *testing.T, f family) {
 			for range 10 {
 				s := begin(t, f, bound)
 				_, err := unix.Write(s.fd, []byte(pour))
@@ -184,7 +180,7 @@ func TestOwnTCPAbruptEnd(t *testing.T) {
 			}
 			over(t)
 		})
-		w.inBoth(t, "half closed, "+how, func(t *testing.T, f family) {
+		w.inAll(t, "half closed, "+how, func(t *testing.T, f family) {
 			s := begin(t, f, bound)
 			_, err := unix.Write(s.fd, []byte(pour))
 			need(t, err)
@@ -192,7 +188,7 @@ func TestOwnTCPAbruptEnd(t *testing.T) {
 			s.close()
 			over(t)
 		})
-		w.inBoth(t, "killed, "+how, func(t *testing.T, f family) {
+		w.inAll(t, "killed, "+how, func(t *testing.T, f family) {
 			order := holdOrder{Server: f.at(proxiedPort)}
 			if bound {
 				order.Bind = netip.AddrPortFrom(f.box, 0)

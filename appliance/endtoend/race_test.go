@@ -148,7 +148,7 @@ func startMirror(t *testing.T, on *lab.Host, port int) {
 // modes are what the test binary does instead of tests when it runs as a client of its own, in a host's network: with
 // blocking system calls, on threads that share a processor with nothing of the lab's.
 var modes = map[string]func(in *json.Decoder, out *json.Encoder) error{
-	"race": answering(runRace), "hold": answering(runHold), "agent": runAgent,
+	"race": answering(runRace), "hold": answering(runHold), "churn": answering(runChurn), "agent": runAgent,
 }
 
 const modeVariable = "SIDEGATE_ENDTOEND_MODE"

@@ -73,8 +73,12 @@ func TestPortUsedAgain(t *testing.T) {
 	w := newNamesWorld(t)
 	shared := w.server().Addr4()
 	visits := []struct{ site, want string }{
-		{"one.direct.test", "direct"}, {"three.direct.test", "direct"}, {"one.direct.test", "direct"},
-		{"two.proxied.test", "proxied"}, {"four.proxied.test", "proxied"}, {"one.direct.test", "proxied"},
+		{"one.direct.test", "direct"},
+		{"three.direct.test", "direct"},
+		{"one.direct.test", "direct"},
+		{"two.proxied.test", "proxied"},
+		{"four.proxied.test", "proxied"},
+		{"one.direct.test", "proxied"},
 	}
 	var zone, sites []string
 	for _, v := range visits {

@@ -241,7 +241,7 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	}
 	undo = append(undo, g.restoreParameters)
 
-	g.advertiser = advertise.New(advertise.Options{Log: g.log, Report: func(name string, problem error) {
+	g.advertiser = advertise.New(advertise.Options{Mark: uint32(datapath.MarkOwn), Log: g.log, Report: func(name string, problem error) {
 		g.report("router advertisements on "+name, problem)
 	}})
 	onRelease(g.advertiser.Close)

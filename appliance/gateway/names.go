@@ -35,8 +35,7 @@ func systemLookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	resolver := &net.Resolver{
 		PreferGo: true,
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			d := net.Dialer{Control: markOwn}
-			return d.DialContext(ctx, network, address)
+			return ownDialer().DialContext(ctx, network, address)
 		},
 	}
 	return resolver.LookupNetIP(ctx, "ip", host)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -135,6 +136,13 @@ func (p *Plan) makeOutbounds() error {
 	}
 	p.outbounds = set
 	return nil
+}
+
+// ownDialer connects from the box itself.
+func ownDialer() *net.Dialer {
+	d := &net.Dialer{Control: markOwn}
+	d.SetMultipathTCP(false)
+	return d
 }
 
 // markOwn marks a socket as the daemon's own, so that the datapath never steers its traffic.

@@ -97,7 +97,12 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, names *names, snaps
 	g.advertiser.Set(routing)
 	g.report("ipv6", unable)
 	g.followInterfaces(before, force)
-	g.report("own connections", g.datapath.OwnProblem())
+	g.report("own questions", ownQuestions(plan, snapshot))
+	undecided := g.datapath.OwnProblem()
+	if undecided != nil {
+		undecided = fmt.Errorf("the box's own connections are not decided (gateway.local): %w", undecided)
+	}
+	g.report("own connections", undecided)
 	g.followParameters(parametersOf(lan, snapshot))
 	return nil
 }

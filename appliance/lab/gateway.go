@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,8 @@ type GatewayOptions struct {
 	// systemd is started; nil: it runs as root.
 	Capabilities []string
 	Credentials  string // directory of files with secrets, for CREDENTIALS_DIRECTORY; empty: none
+	// Resolver is the DNS server that its /etc/resolv.conf names; invalid: the machine's.
+	Resolver netip.Addr
 }
 
 // Gateway is a sidegate that runs on a host, with the files that are its own.
@@ -59,6 +62,11 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 	command := h.Command(ctx, o.Binary, args...)
 	if o.Capabilities != nil {
 		if command, err = h.unprivileged(ctx, o, args, []string{h.lab.Dir(), state, g.State, ready.LocalAddr().String()}); err != nil {
+			return nil, err
+		}
+	}
+	if o.Resolver.IsValid() {
+		if command, err = command.Resolving(o.Resolver); err != nil {
 			return nil, err
 		}
 	}

@@ -1,0 +1,119 @@
+#!/bin/busybox sh
+# shellcheck shell=dash
+# Attends to what is plugged in: loads its driver, takes the configuration from a drive, and brings network interfaces up. With
+# "once", for the beginning, it ends when that is done.
+# shellcheck source=/dev/null # written by the builder, from appliance.json
+export PATH=/usr/bin:/bin
+. /usr/lib/sidegate/appliance
+
+say() { echo "<6>appliance: $*" >/dev/kmsg; }
+
+plugged() { ls /sys/bus/*/devices; } 2>/dev/null
+
+# drivers loads those of devices, and of the devices that then appear behind them.
+drivers() {
+	local tried=/run/tried new=/run/untried
+	[ -e $tried ] || echo none >$tried # busybox's grep takes an empty file for a pattern that everything has
+	while find /sys/devices -name modalias -exec cat {} + | sort -u | grep -vxF -f $tried >$new; do
+		cat $new >>$tried
+		xargs modprobe -q -a <$new
+	done
+} 2>/dev/null
+
+# take copies the files of the drive $1 to where the gateway reads them.
+take() {
+	local kind from=/run/drive new=/run/configuration
+	mkdir -p $from
+	for kind in vfat iso9660 ext4 exfat; do
+		mount -t $kind -o ro "$1" $from 2>/dev/null && break
+	done || return
+	if [ -e $from/sidegate.yaml ] || [ -e $from/network ]; then
+		rm -rf $new
+		mkdir -m 700 $new
+		find $from -maxdepth 1 -type f -exec cp {} $new \;
+		[ -e $new/sidegate.yaml ] || cp "$CONFIGURATION/sidegate.yaml" $new
+		sed -i 's/\r$//' $new/network 2>/dev/null # it may have been written on Windows
+		rm -rf "$CONFIGURATION"
+		mv $new "$CONFIGURATION"
+		echo "$1, labelled $2" >/run/configured-by
+		say "the configuration is that of the drive $1, labelled $2"
+	else
+		say "the drive $1, labelled $2, has neither sidegate.yaml nor network"
+	fi
+	umount $from
+	[ -e /run/configured-by ]
+}
+
+# drive takes the configuration from the first that has one of the labels, once for each time that it is plugged in.
+drive() {
+	local device label
+	for label in "$@"; do
+		device=$(findfs LABEL="$label" 2>/dev/null) || continue
+		[ "$device" = "$taken" ] && return 1
+		taken=$device
+		echo "$taken" >/run/taken
+		take "$device" "$label"
+		return
+	done
+	taken=
+	return 1
+}
+
+setting() { sed -n "s/^[[:space:]]*$1[[:space:]]*=[[:space:]]*\([^#[:space:]]*\).*/\1/p" "$CONFIGURATION/network" 2>/dev/null; }
+
+# fixed gives the interface $1 what the file "network" says.
+fixed() {
+	local value
+	for value in $(setting address); do
+		ip address add "$value" dev "$1" || say "network: the address $value is not taken; it is written as 192.168.0.2/24"
+	done
+	for value in $(setting gateway); do
+		case $value in
+		*:*) ip -6 route replace default via "$value" dev "$1" ;;
+		*) ip route replace default via "$value" dev "$1" ;;
+		esac || say "network: the gateway $value is not taken"
+	done
+	for value in $(setting dns); do echo "nameserver $value"; done >/etc/resolv.conf
+}
+
+# interfaces brings up those that are new. One is the file's, where it names an address: the one that it names, else the first.
+interfaces() {
+	local path name wanted
+	wanted=$(setting interface)
+	for path in /sys/class/net/*; do
+		name=${path##*/}
+		if [ ! -e "$path/device" ] || [ "$(cat "$path/type")" != 1 ] || [ -e "/run/up/$name" ]; then continue; fi
+		if [ "${wanted:-$name}" != "$name" ]; then continue; fi
+		mkdir -p /run/up
+		: >"/run/up/$name"
+		ip link set "$name" up
+		if [ -z "$(setting address)" ]; then
+			udhcpc -b -S -t 3 -T 1 -A 3 -i "$name" -x hostname:"$HOST" -s /usr/lib/sidegate/dhcp.sh -p "/run/up/$name" >/dev/null 2>&1 &
+		else
+			fixed "$name"
+			wanted=$name
+		fi
+	done
+}
+
+taken=$(cat /run/taken 2>/dev/null)
+if [ "$1" = once ]; then
+	drivers
+	# What is in a USB port says so late, and its rules are to hold from the first packet on.
+	for _ in 1 2 3 4 5 6; do
+		drive "$CONFIGURATION_LABEL" "$BOOT_LABEL"
+		[ -e /run/configured-by ] || ! ls /sys/bus/usb/devices/*-* >/dev/null 2>&1 || { sleep 0.5 && continue; }
+		break
+	done
+	interfaces
+	exit
+fi
+while sleep 2; do
+	[ "$seen" != "$(plugged)$(cat /proc/partitions)" ] || continue
+	drivers
+	if drive "$CONFIGURATION_LABEL"; then
+		sidegate reload >/dev/kmsg 2>&1
+	fi
+	interfaces
+	seen=$(plugged)$(cat /proc/partitions)
+done
