@@ -22,8 +22,15 @@
       overlays.default = import ./nix/overlay.nix {
         version = self.shortRev or self.dirtyShortRev or "unknown";
       };
+      nixosModules.default =
+        { pkgs, lib, ... }:
+        {
+          imports = [ ./nixos-module ];
+          services.sidegate.package = lib.mkDefault (pkgs.extend self.overlays.default).sidegate;
+        };
       packages = perSystem ./nix/packages.nix;
       checks = perSystem ./nix/checks.nix;
+      lib.cases = import ./nix/cases.nix { inherit self nixpkgs; };
       devShells = perSystem ./nix/shells.nix;
       formatter = perSystem ({ pkgs, ... }: pkgs.nixfmt-tree);
     };

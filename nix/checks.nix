@@ -1,4 +1,8 @@
-{ lib, pkgs, ... }:
+{
+  self,
+  lib,
+  pkgs,
+}:
 let
   # The tests need more of the tree than the program does.
   source =
@@ -43,9 +47,21 @@ in
 
   # What needs neither root nor a network.
   unit = withModules "unit" {
-    src = source [ ../README.md ]; # its table of kernel parameters is compared
+    src = source [
+      ../README.md
+      ../images/appliance.json
+    ]; # what has the list of kernel parameters, too
     buildPhase = "go test ./appliance/{policy,sniff,sysctl,config,geodata}/...";
   };
+
+  # What the module makes of nix/cases.nix, and refuses.
+  module =
+    let
+      directory = name: files: pkgs.linkFarm name (lib.mapAttrs pkgs.writeText files);
+      made = pkgs.linkFarm "goldens" (lib.mapAttrs directory self.lib.cases.goldens);
+    in
+    pkgs.runCommand "sidegate-nixos-module" { }
+      "diff -r ${../nixos-module/goldens} ${made} && touch $out";
 
   format = pkgs.runCommand "sidegate-nix-format" { nativeBuildInputs = [ pkgs.nixfmt ]; } ''
     find ${

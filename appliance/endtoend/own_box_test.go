@@ -48,6 +48,7 @@ func newCgroup(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(cgroupHierarchy(t), "sidegate-test-")
 	need(t, err)
+	need(t, os.Chmod(dir, 0o755)) // as systemd makes them: a gateway that is not root opens it
 	t.Cleanup(func() {
 		err := lab.Wait(context.Background(), "the cgroup to be empty", func() error { return removeCgroup(dir) })
 		if err != nil {
