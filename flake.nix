@@ -28,6 +28,21 @@
           imports = [ ./nixos-module ];
           services.sidegate.package = lib.mkDefault (pkgs.extend self.overlays.default).sidegate;
         };
+      nixosModules.appliance.imports = [
+        self.nixosModules.default
+        ./nixos-module/appliance.nix
+      ];
+      nixosConfigurations = lib.mapAttrs' (
+        system: _:
+        lib.nameValuePair (if system == "x86_64-linux" then "gateway" else "gateway-aarch64") (
+          lib.nixosSystem {
+            modules = [
+              self.nixosModules.appliance
+              { nixpkgs.hostPlatform = system; }
+            ];
+          }
+        )
+      ) self.packages;
       packages = perSystem ./nix/packages.nix;
       checks = perSystem ./nix/checks.nix;
       lib.cases = import ./nix/cases.nix { inherit self nixpkgs; };

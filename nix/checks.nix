@@ -31,7 +31,9 @@ let
       // attributes
     );
 in
-{
+# Every scenario in machines that NixOS builds and boots.
+import ../vmtests/nixos { inherit self lib pkgs; }
+// {
   # The committed object is what clang 19 makes of bpf/.
   bpf-object = withModules "bpf-object" {
     src = source [ ../bpf ];

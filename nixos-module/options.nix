@@ -79,6 +79,13 @@ in
       description = "Whether the build runs `sidegate check`. It cannot where the settings name files that only the running box has.";
     };
 
+    file = mkOption {
+      type = types.path;
+      internal = true;
+      default = "/etc/sidegate/sidegate.json";
+      description = "What the service reads: the settings, or of the appliance what it finds on a drive.";
+    };
+
     outside = mkOption {
       type = types.listOf types.str;
       internal = true;

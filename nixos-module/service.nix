@@ -58,7 +58,7 @@ in
         ExecStart = lib.concatStringsSep " " [
           (lib.getExe cfg.package)
           "run"
-          "-c /etc/sidegate/sidegate.json"
+          "-c ${cfg.file}"
           "--state-dir /run/sidegate/bpf"
           "--socket-group sidegate"
         ];
