@@ -19,7 +19,7 @@ BENCHFLAGS ?=
 KERNEL ?= linux-image-6.12-cloud-amd64
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo test vmtest bench fuzz lint fmt generate check-generated clean install-deps need-go need-root
+.PHONY: help build image demo test vmtest bench fuzz lint fmt generate check-generated nix-check clean install-deps need-go need-root
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ generate: need-go ## compile bpf/ and write the Go bindings
 
 check-generated: need-go ## fail if what is committed is not what generate makes
 	@scripts/check-generated.sh
+
+nix-check: need-go ## check the Nix files as far as nix, nixfmt and a nixpkgs tree (NIXPKGS_FLAKE) are there
+	@scripts/nix-check.sh
 
 clean: ## remove what was built
 	rm -rf bin

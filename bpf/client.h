@@ -35,20 +35,25 @@ static __always_inline void client_identify(const struct packet *p, const __u8 *
 	key->w[3] = p->ipv6 ? 1 : p->key.source.w[3]; /* else a prefix could look like a MAC */
 }
 
-static __always_inline struct client *client_of(struct __sk_buff *skb, const struct packet *p)
+static __always_inline struct client *client_by(const struct client_key *key)
+{
+	struct client fresh = {}, *client = bpf_map_lookup_elem(&clients, key);
+
+	if (client)
+		return client;
+	bpf_map_update_elem(&clients, key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&clients, key);
+}
+
+static __noinline struct client *client_of(struct __sk_buff *skb, const struct packet *p)
 {
 	struct client_key key = {};
-	struct client fresh = {}, *client;
 	__u8 mac[6] = {};
 
 	if (p->link_length && !p->own)
 		bpf_skb_load_bytes(skb, 6, mac, sizeof(mac));
 	client_identify(p, mac, &key);
-	client = bpf_map_lookup_elem(&clients, &key);
-	if (client)
-		return client;
-	bpf_map_update_elem(&clients, &key, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&clients, &key);
+	return client_by(&key);
 }
 
 static __always_inline struct client *client_this_second(struct __sk_buff *skb,

@@ -92,7 +92,10 @@ static __always_inline bool is_own(const struct address *a)
 	return bpf_map_lookup_elem(&own_addresses, a);
 }
 
-/* The reply of a service that was reached from outside, by UDP: there is no SYN to tell. */
+/*
+ * The reply of a service that was reached from outside, by UDP: there is no SYN to tell. A socket of the box itself that is bound
+ * to no address may reply by each.
+ */
 static __always_inline bool is_published(const struct packet *p)
 {
 	struct published_key key = {
@@ -101,6 +104,8 @@ static __always_inline bool is_published(const struct packet *p)
 		.protocol = p->key.protocol,
 	};
 
+	if (p->own && is_loopback(&key.address))
+		key.address.w[3] = 0;
 	return bpf_map_lookup_elem(&published, &key);
 }
 
@@ -158,19 +163,20 @@ static __always_inline void count_rule(__u32 rule)
 		(*count)++;
 }
 
-static __noinline void flow_record(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+/* In the flow table, or the crowd's for a client that is over its share. */
+static __noinline void flow_record(struct client *client, const struct flow_key *key,
+				   struct flow *flow)
 {
-	struct client *client = client_of(skb, p);
 	long err;
 
 	if (client && client->flows < client_flows) {
-		err = bpf_map_update_elem(&flows, &p->key, flow, BPF_NOEXIST);
+		err = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
 		if (!err)
 			__sync_fetch_and_add(&client->flows, 1);
 		if (!err || err == -EEXIST)
 			return;
 	}
-	bpf_map_update_elem(&crowd_flows, &p->key, flow, BPF_ANY);
+	bpf_map_update_elem(&crowd_flows, key, flow, BPF_ANY);
 }
 
 /*
@@ -228,7 +234,7 @@ __noinline int flow_begin(struct __sk_buff *skb, const struct packet *p, struct 
 	if (old)
 		*old = flow;
 	else
-		flow_record(skb, p, &flow);
+		flow_record(client_of(skb, p), &p->key, &flow);
 	return act(skb, p, &flow);
 }
 
@@ -284,9 +290,14 @@ static __always_inline __u32 lookup_verdict(const struct flow_key *key, __u32 in
 {
 	struct flow *flow;
 
-	/* the box's own programs, and those of networks that are not the LAN, have their own resolvers */
-	if (is_question(key))
-		return bpf_map_lookup_elem(&interfaces, &interface) ? VERDICT_DNS : VERDICT_INVALID;
+	/* the box itself, and networks that are not the LAN, have their own resolvers */
+	if (is_question(key)) {
+		if (interface == LOOPBACK_INDEX ? own_dns && !is_loopback(&key->destination) &&
+							  !is_own(&key->destination) :
+						  !!bpf_map_lookup_elem(&interfaces, &interface))
+			return VERDICT_DNS;
+		return VERDICT_INVALID;
+	}
 	flow = flow_lookup(key);
 	return flow && needs_daemon(flow) ? flow->verdict : VERDICT_INVALID;
 }
@@ -298,6 +309,8 @@ static __always_inline int flow_packet(struct __sk_buff *skb, const struct packe
 	if (is_question(&p->key))
 		return question(skb, p);
 	flow = flow_lookup(&p->key);
+	if (flow && !flow->interface) /* of the box itself, and such packets do not come here */
+		return drop(REASON_OWN_FORGED);
 	if (flow && !opens_tcp(p) && !opens_quic(skb, p, flow))
 		return flow_continue(skb, p, flow);
 	if (!flow && p->key.protocol == IPPROTO_TCP && !opens_tcp(p))

@@ -70,7 +70,7 @@ int own_connect4(struct bpf_sock_addr *ctx)
 {
 	struct packet p = {};
 
-	return socket_meets4(ctx, &p) ? socket_connect(ctx, &p) : ALLOW;
+	return socket_meets4(ctx, &p) ? socket_connect(ctx, &p) : socket_ignore(ctx);
 }
 
 SEC("cgroup/connect6")
@@ -78,7 +78,7 @@ int own_connect6(struct bpf_sock_addr *ctx)
 {
 	struct packet p = {};
 
-	return socket_meets6(ctx, &p) ? socket_connect(ctx, &p) : ALLOW;
+	return socket_meets6(ctx, &p) ? socket_connect(ctx, &p) : socket_ignore(ctx);
 }
 
 SEC("cgroup/sendmsg4")

@@ -6,6 +6,7 @@
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
 #include "own.h"
+#include "related.h"
 #include "types.h"
 
 /* By the socket's mark or, where there is none (a datagram's, a reset's of a socket that is gone), by the source. */
@@ -87,20 +88,22 @@ static __always_inline int own_act(struct __sk_buff *skb, const struct packet *p
 }
 
 /* What was decided when the packet's socket connected, if it did, and who opened it. */
-static __noinline bool own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
+static __noinline void own_recall(struct __sk_buff *skb, const struct packet *p, struct flow *flow)
 {
 	struct bpf_sock *sk = own_sender(skb, p);
 	struct own_socket *own;
 
+	/* a look-up takes no lock: while another socket moves in the table it may miss this one */
 	if (!sk)
-		return false;
+		sk = own_sender(skb, p);
+	if (!sk)
+		return;
 	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
 	if (own) {
 		*flow = own->flow;
 		bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
 	}
 	bpf_sk_release(sk);
-	return own;
 }
 
 /* Records a flow of the box that has come to lo. `old` is what an earlier connection of the same ports left. */
@@ -111,8 +114,7 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 
 	if (!p)
 		return drop(REASON_POLICY_MISSING);
-	if (!own_recall(skb, p, &flow))
-		return drop(REASON_OWN_UNKNOWN);
+	own_recall(skb, p, &flow);
 	origin = bpf_map_lookup_elem(&origins, &p->key);
 	if (flow.verdict == VERDICT_INVALID &&
 	    (!origin || own_decide(p, &origin->process, own_name(p), &flow)))
@@ -122,8 +124,27 @@ __noinline int own_begin(struct __sk_buff *skb, const struct packet *p, struct f
 	if (old)
 		*old = flow;
 	else
-		flow_record(skb, p, &flow);
+		flow_record(own_client(), &p->key, &flow);
 	return own_act(skb, p, &flow);
+}
+
+/* Whether a flow is what an earlier socket of the same port has left. UDP has no SYN to tell. */
+static __noinline bool own_is_left(struct __sk_buff *skb, const struct packet *p,
+				   const struct flow *flow)
+{
+	struct bpf_sock *sk;
+	struct own_socket *own;
+	bool left;
+
+	if (p->key.protocol != IPPROTO_UDP)
+		return false;
+	sk = own_sender(skb, p);
+	if (!sk)
+		return false;
+	own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0);
+	left = own && own->flow.owner != flow->owner;
+	bpf_sk_release(sk);
+	return left;
 }
 
 static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct packet *p)
@@ -135,10 +156,48 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 			flow_seen(skb, p, flow);
 		return tcp_socket_state(skb, p) ? pass() : drop(REASON_OWN_UNKNOWN);
 	}
-	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow))
+	if (!flow || opens_tcp(p) || opens_quic(skb, p, flow) || own_is_left(skb, p, flow))
 		return own_begin(skb, p, flow);
 	flow_seen(skb, p, flow);
 	return own_act(skb, p, flow);
+}
+
+static __always_inline bool own_receives(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = tuple_of(p, &tuple);
+	struct bpf_sock *sk;
+
+	if (p->key.protocol == IPPROTO_TCP)
+		return tcp_socket_state(skb, p);
+	sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (sk)
+		bpf_sk_release(sk);
+	return sk;
+}
+
+/*
+ * What the daemon sends in a server's name to a socket that is gone. The kernel would answer in the name of no socket, so without
+ * a mark: where the address is one of the box's own, its reset or ICMP error would leave for that server. The daemon is told here.
+ */
+__noinline int own_gone(struct __sk_buff *skb, const struct packet *p)
+{
+	if (!p)
+		return drop(REASON_POLICY_MISSING);
+	count_reason(REASON_OWN_GONE);
+	if (p->key.protocol != IPPROTO_TCP || p->tcp_flags & TCP_RST || p->fragment)
+		return TCX_DROP;
+	steer(skb);
+	return reject_tcp(skb, p);
+}
+
+static __always_inline int own_answer(struct __sk_buff *skb, struct packet *p)
+{
+	if (parse(skb, p, ETH_HLEN) != PARSED_FLOW || p->fragment == FRAGMENT_LATER ||
+	    !network_bits(p->key.protocol) || is_loopback(&p->key.destination) ||
+	    !own_leaves(&p->key.source) || own_receives(skb, p))
+		return pass();
+	return own_gone(skb, p);
 }
 
 static __always_inline int own_gate(struct __sk_buff *skb)
@@ -147,7 +206,7 @@ static __always_inline int own_gate(struct __sk_buff *skb)
 	__u32 number;
 
 	if (!own_is_steered(skb))
-		return pass();
+		return (skb->mark & MARK_MASK) == MARK_OWN ? own_answer(skb, &p) : pass();
 	switch (parse(skb, &p, ETH_HLEN)) {
 	case PARSED_DROP:
 		return drop(p.reason);
@@ -161,6 +220,8 @@ static __always_inline int own_gate(struct __sk_buff *skb)
 	number = own_number(&p.key.source);
 	if (number && !own_restore(skb, &p, number))
 		return drop(REASON_OWN_UNKNOWN);
+	if (is_icmp_error(skb, &p))
+		return icmp_error(skb, &p);
 	return asks_dns(&p) ? question(skb, &p) : own_flow_packet(skb, &p);
 }
 

@@ -10,6 +10,7 @@
 #include "address.h"
 #include "bpf_endian.h"
 #include "bpf_helpers.h"
+#include "client.h"
 #include "config.h"
 #include "flow.h"
 #include "maps.h"
@@ -18,8 +19,6 @@
 #include "policy.h"
 #include "process.h"
 #include "types.h"
-
-#define LOOPBACK_INDEX 1
 
 /* Whether the gateway has anything to say about what the box sends there: it leaves the box, and is routed. */
 static __always_inline bool own_leaves(const struct address *a)
@@ -51,6 +50,14 @@ static __always_inline void own_source(const struct packet *p, struct address *s
 	*source = p->key.source;
 	if (known && is_loopback(source))
 		*source = *known;
+}
+
+static __noinline struct client *own_client(void)
+{
+	struct client_key key = {};
+
+	client_box(&key);
+	return client_by(&key);
 }
 
 /* What the box knows the destination by: find_name's word, looked up before own_decide, for stack is scarce. */

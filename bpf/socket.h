@@ -14,6 +14,14 @@
 #define ALLOW 1
 #define REFUSE 0
 
+/* Other bits of the mark are the program's own. */
+static __always_inline bool socket_mark(struct bpf_sock_addr *ctx, __u32 mask, __u32 mark)
+{
+	__u32 old = ctx->sk->mark, new = (old & ~mask) | mark;
+
+	return new == old || !bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new));
+}
+
 /* Fills in what the hook knows of the packets to come; says whether they are ours to decide. */
 static __always_inline bool socket_concerns(struct bpf_sock_addr *ctx, struct packet *p)
 {
@@ -70,21 +78,36 @@ static __always_inline bool socket_meets6(struct bpf_sock_addr *ctx, struct pack
 	return socket_concerns(ctx, p);
 }
 
-/* Other bits of the mark are the program's own. */
-static __always_inline bool socket_mark(struct bpf_sock_addr *ctx, __u32 mask, __u32 mark)
+/* Of UDP, which may send to others all the same. */
+static __always_inline bool socket_is_connected(struct bpf_sock_addr *ctx)
 {
-	__u32 old = ctx->sk->mark, new = (old & ~mask) | mark;
+	return ctx->sk->state == BPF_TCP_ESTABLISHED;
+}
 
-	return new == old || !bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &new, sizeof(new));
+static __always_inline bool socket_device(struct bpf_sock_addr *ctx, __u32 device)
+{
+	return ctx->sk->bound_dev_if == device ||
+	       !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &device, sizeof(device));
 }
 
 /* A socket bound to a device does not follow the route into lo. */
-static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx)
+static __always_inline bool socket_unbind(struct bpf_sock_addr *ctx, struct own_socket *own)
 {
-	char none[4] = {};
+	own->device = ctx->sk->bound_dev_if ?: own->device;
+	return socket_device(ctx, 0);
+}
 
-	return !ctx->sk->bound_dev_if ||
-	       !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
+/* … and is bound again where it is left alone; what disconnects a UDP socket takes its device, too. */
+static __always_inline bool socket_rebind(struct bpf_sock_addr *ctx, struct own_socket *own)
+{
+	__u32 device = own->device;
+
+	own->device = 0;
+	if (!device || ctx->sk->bound_dev_if)
+		return true;
+	if (ctx->protocol == IPPROTO_UDP && !socket_is_connected(ctx))
+		return true;
+	return socket_device(ctx, device);
 }
 
 static __always_inline int socket_refuse(__u8 reject)
@@ -106,8 +129,10 @@ static __always_inline struct own_socket *socket_storage(struct bpf_sock_addr *c
 	struct own_socket *own =
 		bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 
-	if (own)
-		find_origin(&own->origin);
+	if (!own)
+		return NULL;
+	find_origin(&own->origin);
+	own->flow.owner = bpf_get_socket_cookie(ctx);
 	return own;
 }
 
@@ -128,6 +153,14 @@ static __always_inline __u32 socket_decide(const struct packet *p, const struct 
 	return reason;
 }
 
+/* Left alone; what may be left of an earlier connection would lead it into lo. */
+static __always_inline int socket_ignore(struct bpf_sock_addr *ctx)
+{
+	if ((ctx->sk->mark & MARK_MASK) == MARK_PROXY && bpf_get_netns_cookie(ctx) == own_netns)
+		socket_mark(ctx, MARK_MASK, 0);
+	return ALLOW;
+}
+
 static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
@@ -142,30 +175,60 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 		reason = socket_decide(p, own, &flow);
 	if (reason)
 		return socket_fail(reason, -EPERM);
+	flow.owner = own->flow.owner;
 	own->flow = flow;
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
-	if (flow.verdict ==
-	    VERDICT_DIRECT) /* at every connect: it may have been to be proxied before */
-		return socket_mark(ctx, MARK_MASK | flow.mark, flow.mark & ~MARK_MASK) ? ALLOW :
-											 REFUSE;
-	if (!socket_unbind(ctx))
+	if (flow.verdict == VERDICT_DIRECT) /* at every connect: it may have been proxied before */
+		return socket_rebind(ctx, own) && socket_mark(ctx, MARK_MASK | flow.mark,
+							      flow.mark & ~MARK_MASK) ?
+			       ALLOW :
+			       REFUSE;
+	if (!socket_unbind(ctx, own))
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
 	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
+}
+
+static __always_inline bool socket_is_marked(struct bpf_sock_addr *ctx)
+{
+	return (ctx->sk->mark & MARK_MASK) == MARK_PROXY;
+}
+
+/* A socket that was connected and is no more has the mark still: no hook saw it. This datagram has it already. */
+static __always_inline void socket_forget(struct bpf_sock_addr *ctx)
+{
+	if (!socket_is_connected(ctx) && socket_is_marked(ctx))
+		socket_mark(ctx, MARK_MASK, 0);
 }
 
 /* Records a flow that has no connection, of whose first packet all is known. Others may send by the same socket just now. */
 static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, const struct packet *p)
 {
 	struct own_socket *own = socket_storage(ctx);
-	struct flow flow = {};
+	struct flow *old, flow = {};
 
-	if (!own || socket_decide(p, own, &flow))
+	if (!own)
 		return NULL;
+	if (!socket_is_connected(ctx))
+		own->flow.verdict = VERDICT_INVALID; /* not what it was connected to before */
+	if (socket_decide(p, own, &flow))
+		return NULL;
+	flow.owner = own->flow.owner;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);
-	if (bpf_map_update_elem(&flows, &p->key, &flow, BPF_ANY))
-		bpf_map_update_elem(&crowd_flows, &p->key, &flow, BPF_ANY);
+	old = flow_lookup(&p->key);
+	if (old) /* another socket's, which had the port before */
+		*old = flow;
+	else
+		flow_record(own_client(), &p->key, &flow);
 	return flow_lookup(&p->key);
+}
+
+/* What was decided for this socket: an entry may be what an earlier one of the same port has left. */
+static __always_inline struct flow *socket_flow(struct bpf_sock_addr *ctx, const struct packet *p)
+{
+	struct flow *flow = flow_lookup(&p->key);
+
+	return flow && flow->owner == bpf_get_socket_cookie(ctx) ? flow : NULL;
 }
 
 /* The number by which lo's program finds the source again; 0: it needs none, or has none. */
@@ -208,25 +271,26 @@ static __always_inline int socket_send(struct bpf_sock_addr *ctx, struct packet 
 
 	if (is_published(p)) /* the answer of a service that was reached from outside */
 		return ALLOW;
+	socket_forget(ctx);
 	if (asks_dns(p)) {
 		if (!answers_dns(p))
 			return ALLOW;
 	} else {
-		flow = flow_lookup(&p->key) ?: socket_begin(ctx, p);
+		flow = socket_flow(ctx, p) ?: socket_begin(ctx, p);
 		if (!flow)
 			return socket_fail(REASON_POLICY_MISSING, -EPERM);
+		own_without_daemon(p, flow); /* it may have died since */
 		flow->last_seen = bpf_jiffies64();
 		if (flow->verdict == VERDICT_BLOCK)
 			return socket_refuse(flow->reject);
 		if (flow->verdict == VERDICT_DIRECT)
 			return ALLOW;
 	}
-	if (ctx->sk->bound_dev_if) {
-		socket_unbind(ctx); /* for the next one; this one knows its device already */
+	/* the datagram knows its device already, and the next one may be direct, by that device */
+	if (ctx->sk->bound_dev_if)
 		return socket_fail(REASON_OWN_DEVICE, -EPERM);
-	}
 	/* connected elsewhere, and steered for that already? */
-	return (ctx->sk->mark & MARK_MASK) == MARK_PROXY ? ALLOW : SEND_STEER;
+	return socket_is_marked(ctx) ? ALLOW : SEND_STEER;
 }
 
 static __always_inline struct address *box_address(enum own_number number)
@@ -248,11 +312,16 @@ static __always_inline void socket_name4(struct bpf_sock_addr *ctx)
 		ctx->user_ip4 = box->w[3];
 }
 
+/* ::1 is the source of what goes to the box itself, too. */
 static __always_inline bool socket_is_steered(struct bpf_sock_addr *ctx)
 {
-	struct own_socket *own = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
+	struct address peer;
 
-	return own && own_needs_daemon(own->flow.verdict);
+	peer.w[0] = ctx->sk->dst_ip6[0];
+	peer.w[1] = ctx->sk->dst_ip6[1];
+	peer.w[2] = ctx->sk->dst_ip6[2];
+	peer.w[3] = ctx->sk->dst_ip6[3];
+	return own_leaves(&peer);
 }
 
 static __always_inline void socket_name6(struct bpf_sock_addr *ctx)

@@ -45,6 +45,7 @@ enum reason {
 	REASON_OWN_UNKNOWN, /* of the box itself and steered, but by no socket that we know */
 	REASON_OWN_DEVICE, /* a datagram of the box itself that is to be proxied, from a socket bound to a device */
 	REASON_OWN_FORGED, /* from the network, by an address that only the box itself has */
+	REASON_OWN_GONE, /* of the daemon to a socket of the box itself that is gone */
 	REASON_COUNT,
 };
 
@@ -113,6 +114,7 @@ struct flow {
 	__u64 last_seen;
 	__u64 packets; /* as the hook sees them: after GRO */
 	__u64 bytes;
+	__u64 owner; /* cookie of the box's own socket that it is of; 0: a client's */
 	__u32 mark; /* what a direct packet is marked with */
 	__u32 outbound; /* FNV-1a of its name */
 	__u32 generation; /* of the policy that decided */
@@ -129,6 +131,8 @@ struct flow {
 };
 
 #define RULE_DEFAULT 1024
+
+#define LOOPBACK_INDEX 1 /* of lo, in every network namespace */
 
 /* Identifies the first fragment's decision for the rest of the datagram (RFC 791, RFC 8200). */
 struct fragment_key {
@@ -185,6 +189,8 @@ struct origin {
 /* What was decided on a socket of the box itself when it connected. It lives as long as the socket. */
 struct own_socket {
 	struct origin origin;
+	__u32 device; /* that it was bound to before it was steered */
+	__u32 pad;
 	struct flow
 		flow; /* its verdict is invalid for a socket that sends without being connected */
 };

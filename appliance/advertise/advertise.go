@@ -32,9 +32,10 @@ type Interface struct {
 	DNS     bool       // clients are to ask Address for names
 }
 
-// Options are what an Advertiser is made of. Both are required.
+// Options are what an Advertiser is made of. All are required, but a Mark.
 type Options struct {
-	Log *slog.Logger
+	Mark uint32 // firewall mark (SO_MARK) of its sockets; 0: none
+	Log  *slog.Logger
 	// Report is told what is wrong on an interface, one line for each thing, and nil when all is well again. It may be
 	// called by several goroutines at once, and often with the same.
 	Report func(name string, problem error)
@@ -57,7 +58,8 @@ type Advertiser struct {
 
 // New makes an Advertiser with nothing to do.
 func New(o Options) *Advertiser {
-	return &Advertiser{options: o, open: listen, ready: make(chan struct{}), speakers: map[int]*speaker{}}
+	open := func(i Interface) (wire, error) { return listen(i, o.Mark) }
+	return &Advertiser{options: o, open: open, ready: make(chan struct{}), speakers: map[int]*speaker{}}
 }
 
 // Set is where to advertise from now on, as a whole; the same again costs nothing, and tries again what failed. Where it

@@ -36,7 +36,7 @@ type rawSocket struct {
 	control ipv6.ControlMessage
 }
 
-func listen(i Interface) (_ wire, err error) {
+func listen(i Interface, mark uint32) (_ wire, err error) {
 	defer func() {
 		switch {
 		case errors.Is(err, unix.EPERM):
@@ -50,6 +50,7 @@ func listen(i Interface) (_ wire, err error) {
 		err := c.Control(func(fd uintptr) {
 			set = errors.Join(
 				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, i.Index),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)),
 				// An address that the interface has lost is withdrawn in its own name (RFC 4861 section 6.2.8).
 				unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1),
 			)

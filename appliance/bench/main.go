@@ -32,6 +32,7 @@ var experiments = []experiment{
 	{"forwarding", forwarding},
 	{"proxying", proxying},
 	{"relaying", relaying},
+	{"own", own},
 	{"resolving", resolving},
 }
 

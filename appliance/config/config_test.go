@@ -482,3 +482,15 @@ func write(t *testing.T, name, text string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 }
+
+// TestOwnCircle: an outbound on this box is no circle where its program is left direct, or where the box's own connections are.
+func TestOwnCircle(t *testing.T) {
+	for _, text := range []string{
+		"outbounds: { hk: { url: \"socks5://localhost:1080\" } }\ndefault: hk\n",
+		"gateway: { local: true }\noutbounds: { hk: { url: \"socks5://localhost:1080\" } }\nrules: [{ unit: xray.service, outbound: direct }]\ndefault: hk\n",
+	} {
+		if _, err := Parse("circle.yaml", []byte(text), YAML); err != nil {
+			t.Errorf("%s%v", text, err)
+		}
+	}
+}

@@ -191,6 +191,7 @@ func (d *decoder) link(c *draft) {
 	if c.DNS != nil {
 		d.dnsCircles(c)
 	}
+	d.ownCircles(c)
 	// What the policy itself refuses has a line above. This is for the case that it learns to refuse more.
 	if err := c.Policy.Validate(); err != nil {
 		d.errorf(0, "%w", err)

@@ -290,7 +290,7 @@ func (d *Datapath) install(next *generation, want Desired) error {
 	}
 	// The new policy is in force: what follows is worth a warning, and is tried again at the next Apply.
 	for what, err := range map[string]error{
-		"publishing services":                   d.state.setPublished(want.Published),
+		"publishing services":                   d.state.setPublished(want.Published, want.OwnAddresses),
 		"detaching what is not wanted any more": d.links.removeOther(),
 		"removing the state of another version": d.state.removeOther(),
 	} {

@@ -101,6 +101,7 @@ type gatewayFlow struct {
 	LastSeen   uint64
 	Packets    uint64
 	Bytes      uint64
+	Owner      uint64
 	Mark       uint32
 	Outbound   uint32
 	Generation uint32
@@ -222,6 +223,8 @@ const (
 type gatewayOwnSocket struct {
 	_      structs.HostLayout
 	Origin gatewayOrigin
+	Device uint32
+	Pad    uint32
 	Flow   gatewayFlow
 }
 
@@ -277,7 +280,8 @@ const (
 	gatewayReasonREASON_OWN_UNKNOWN       gatewayReason = 14
 	gatewayReasonREASON_OWN_DEVICE        gatewayReason = 15
 	gatewayReasonREASON_OWN_FORGED        gatewayReason = 16
-	gatewayReasonREASON_COUNT             gatewayReason = 17
+	gatewayReasonREASON_OWN_GONE          gatewayReason = 17
+	gatewayReasonREASON_COUNT             gatewayReason = 18
 )
 
 type gatewaySettlement struct {

@@ -42,8 +42,9 @@ type place struct {
 	pin     string
 	program func(*generation) *ebpf.Program
 	attach  func(*ebpf.Program) (link.Link, error)
-	ifindex uint32 // of a tcx link; 0 otherwise
-	cgroup  uint64 // of a cgroup's link: the directory's inode; 0 otherwise
+	ifindex uint32          // of a tcx link; 0 otherwise
+	cgroup  uint64          // of a cgroup's link: the directory's inode; 0 otherwise
+	kind    ebpf.AttachType // of a cgroup's link
 	// The program is the same in all generations, and its kind of link knows no replacement; nor does it tell whether it is attached, but
 	// the kernel lets no second one into its place.
 	fixed bool

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -23,11 +24,19 @@ type Own struct {
 	DNS     bool // their questions are answered by the DNS server
 }
 
-// What a flow of the box itself comes in by, as the policy sees it: LOOPBACK_INDEX of bpf/own.h.
+// What a flow of the box itself comes in by, as the policy sees it: LOOPBACK_INDEX of bpf/types.h.
 const (
 	loopbackIndex = 1
 	loopback      = "lo"
 )
+
+// OwnSource is the source of what is steered, unless the program has chosen one.
+func OwnSource(ipv6 bool) netip.Addr {
+	if ipv6 {
+		return netip.IPv6Loopback()
+	}
+	return ownSource4()
+}
 
 func ownSource4() netip.Addr {
 	var b [4]byte
@@ -140,12 +149,51 @@ func (o *Own) places() ([]place, error) {
 			pin:     ownPin + hook.name,
 			program: func(g *generation) *ebpf.Program { return hook.program(&g.objects.gatewayPrograms) },
 			attach: func(p *ebpf.Program) (link.Link, error) {
-				return link.AttachCgroup(link.CgroupOptions{Path: path, Attach: hook.kind, Program: p})
+				l, err := link.AttachCgroup(link.CgroupOptions{Path: path, Attach: hook.kind, Program: p})
+				if errors.Is(err, unix.EPERM) {
+					err = fmt.Errorf("the cgroup %s: %w: somebody's program on it or above admits no other (bpftool cgroup tree), or CAP_NET_ADMIN is missing", path, err)
+				}
+				return l, err
 			},
 			cgroup: st.Ino,
+			kind:   hook.kind,
 		})
 	}
 	return all, nil
+}
+
+// Try reports why the programs for the box's own sockets cannot be in their places; nil if they can. It attaches others there,
+// for a moment, which let everything pass.
+func (o *Own) Try() error {
+	all, err := o.places()
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if p.kind == ebpf.AttachNone {
+			continue
+		}
+		if err := p.try(); err != nil {
+			return fmt.Errorf("attaching %s: %w", p.pin, err)
+		}
+	}
+	return nil
+}
+
+func (p *place) try() error {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupSockAddr, AttachType: p.kind, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}, // go on
+	})
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	l, err := p.attach(program)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // attachOwn puts the programs for the box's own sockets in place, or none of them: then the LAN is served all the same.

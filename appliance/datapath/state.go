@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -238,13 +239,26 @@ func (s *state) setResolvers(addrs []netip.Addr) error {
 	return replace(s.maps.Resolvers, want, "resolvers")
 }
 
-func (s *state) setPublished(services []Service) error {
+// setPublished: a service of the box itself may have a socket that is bound to no address.
+func (s *state) setPublished(services []Service, own []netip.Addr) error {
 	want := make(map[gatewayPublishedKey]uint8, len(services))
 	for _, p := range services {
-		key := gatewayPublishedKey{Address: addressOf(p.Address), Port: bigEndian(p.Port), Protocol: uint8(p.Network)}
-		want[key] = 1
+		addresses := []netip.Addr{p.Address}
+		if slices.Contains(own, p.Address) {
+			addresses = append(addresses, unspecified(p.Address))
+		}
+		for _, a := range addresses {
+			want[gatewayPublishedKey{Address: addressOf(a), Port: bigEndian(p.Port), Protocol: uint8(p.Network)}] = 1
+		}
 	}
 	return replace(s.maps.Published, want, "published services")
+}
+
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // replace makes the map hold want: additions first, so that nothing wanted is ever missing.

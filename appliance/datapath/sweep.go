@@ -131,10 +131,32 @@ func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, names map[gate
 		return nil, nil, err
 	}
 	over = append(over, s.overfull(held)...)
-	if err := errors.Join(deleteFlows(s.maps.Flows, over), deleteFlows(s.maps.Origins, over)); err != nil {
+	if err := errors.Join(deleteFlows(s.maps.Flows, over), s.sweepOrigins()); err != nil {
 		return nil, nil, err
 	}
 	return used, names, s.recount(held)
+}
+
+// sweepOrigins removes those of flows that are in no table any more. The programs write an origin a moment before its flow: by the time that
+// all were read, the flow is there.
+func (s *state) sweepOrigins() error {
+	var key gatewayFlowKey
+	var origin gatewayOrigin
+	var keys, gone []gatewayFlowKey
+	origins := s.maps.Origins.Iterate()
+	for origins.Next(&key, &origin) {
+		keys = append(keys, key)
+	}
+	if err := origins.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("reading who opened the flows: %w", err)
+	}
+	for _, k := range keys {
+		var v gatewayFlow
+		if !slices.ContainsFunc(s.flowTables(), func(m *ebpf.Map) bool { return m.Lookup(k, &v) == nil }) {
+			gone = append(gone, k)
+		}
+	}
+	return deleteFlows(s.maps.Origins, gone)
 }
 
 // overfull chooses what to give up when the table is nearly full, whoever filled it: the least recently

@@ -1,10 +1,13 @@
 package dns
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,4 +149,91 @@ func TestSeconds(t *testing.T) {
 			t.Errorf("%d: %v, want %v", ttl, got, want)
 		}
 	}
+}
+
+// A full cache takes no more memory than it says, whatever the answers in it are, and when every client knows them. What
+// breaks it is anything that an entry refers to and does not count.
+func TestCacheTakesNoMoreThanItsMemory(t *testing.T) {
+	const entries = 8192
+	long := strings.Repeat(strings.Repeat("x", 50)+".", 4)
+	for what, records := range map[string]func(name string) []string{
+		"one address": func(name string) []string { return []string{name + " 3600 A 203.0.113.1"} },
+		"some addresses": func(name string) (all []string) {
+			for i := range 8 {
+				all = append(all, fmt.Sprintf("%s 3600 A 203.0.113.%d", name, i))
+			}
+			return all
+		},
+		"many addresses": func(name string) (all []string) {
+			for i := range maxAddresses {
+				all = append(all, fmt.Sprintf("%s 3600 AAAA 2001:db8::%x", name, i))
+			}
+			return all
+		},
+		"a long chain": func(name string) (all []string) {
+			from := name
+			for i := range maxChain {
+				to := fmt.Sprintf("%s%d.%s", long, i, name)
+				all, from = append(all, from+" 3600 CNAME "+to), to
+			}
+			return append(all, from+" 3600 A 203.0.113.1")
+		},
+		"many services": func(name string) (all []string) {
+			for i := range 32 {
+				all = append(all, fmt.Sprintf("%s 3600 HTTPS %d s%d.%s ipv4hint=203.0.113.%d", name, i+1, i, name, i))
+			}
+			return all
+		},
+		"nothing": func(name string) []string { return []string{"example. 3600 SOA ns.example. x.example. 1 2 3 4 3600"} },
+	} {
+		t.Run(what, func(t *testing.T) {
+			d := newDesk(t, Options{Learner: ignorant{}}, Settings{
+				Cache: Cache{Entries: entries}, Default: "up", Upstreams: map[string]Exchanger{"up": exchangeFunc(func(q *dns.Msg) *dns.Msg {
+					z := newZone(t, records(q.Question[0].Name)...)
+					wire, err := z.answer(q).Pack()
+					m := new(dns.Msg)
+					if err == nil {
+						err = m.Unpack(wire) // as one comes from an upstream
+					}
+					if err != nil {
+						t.Error(err)
+					}
+					return m
+				})},
+			})
+			c := d.server.resolver.Load().cache
+			inUse := func() int {
+				runtime.GC()
+				runtime.GC()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return int(m.HeapAlloc)
+			}
+			types := map[string]uint16{"many addresses": dns.TypeAAAA, "many services": dns.TypeHTTPS}
+			qtype := max(types[what], dns.TypeA)
+			before, most := inUse(), 0
+			for i := 0; ; i++ {
+				name := fmt.Sprintf("n%d.example", i)
+				for client := range maxTaught {
+					d.send(netip.AddrFrom4([4]byte{192, 168, 7, byte(client)}), question(name, qtype))
+				}
+				if most = max(most, c.length()); i > 2*most { // it has been full for long
+					break
+				}
+			}
+			taken, bound := inUse()-before, entries*bytesPerEntry
+			t.Logf("%d entries take %d of %d bytes", most, taken, bound)
+			if taken > bound || taken < bound/3 {
+				t.Errorf("%d entries take %d bytes, want at most %d, and more than a third", most, taken, bound)
+			}
+			runtime.KeepAlive(d)
+		})
+	}
+}
+
+// ignorant is a Learner that remembers nothing.
+type ignorant struct{}
+
+func (ignorant) Learn(context.Context, netip.Addr, []string, []netip.Addr, time.Duration) error {
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 )
 
 // entry is the answer to one question, and what to teach before it is given. All but the guarded fields
@@ -52,10 +53,26 @@ func (e *entry) left(now int64) uint32 {
 	return uint32(max(e.expires()-now+int64(time.Second)-1, 0) / int64(time.Second))
 }
 
-// entrySize is about what an entry takes beside its message, in bytes.
-const entrySize = 512
+// What things take, in bytes.
+const (
+	entrySize  = 512 // an entry without what it refers to, its place in a map that has grown, and its key
+	lessonSize = int(unsafe.Sizeof(lesson{}))
+	taughtSize = int(unsafe.Sizeof(taught{}))
+	addrSize   = int(unsafe.Sizeof(netip.Addr{}))
+	nameSize   = int(unsafe.Sizeof("")) + 16 // with what the allocator rounds up to
+)
 
-func (e *entry) size() int { return entrySize + len(e.wire) + len(e.key) + 2*len(e.ttls) }
+// size is what an entry takes, in bytes, or more: names that lessons share count for each.
+func (e *entry) size() int {
+	n := entrySize + cap(e.wire) + 2*cap(e.ttls) + addrSize*cap(e.addrs) + lessonSize*cap(e.lessons) + taughtSize*cap(e.taught)
+	for _, l := range e.lessons {
+		n += addrSize*cap(l.addrs) + nameSize*cap(l.names)
+		for _, name := range l.names {
+			n += len(name) + len(name)/8
+		}
+	}
+	return n
+}
 
 const (
 	shards = 16
@@ -214,7 +231,12 @@ func (c *cache) learned(e *entry, client [16]byte, now int64) {
 		}
 	}
 	if len(e.taught) < maxTaught {
+		before := e.size()
 		e.taught = append(e.taught, taught{client, now})
+		if s.entries[e.key] == e {
+			s.bytes += e.size() - before
+			s.shrink(e)
+		}
 		return
 	}
 	e.taught[longest] = taught{client, now}
@@ -228,18 +250,23 @@ func (c *cache) put(e *entry, now int64) {
 	defer s.mu.Unlock()
 	old := s.entries[e.key]
 	if e.failed && old != nil && !old.failed && now < old.expires()+c.stale {
-		old.retry = now + e.life
+		old.retry = e.expires()
 		return // renewing stays set: one attempt is enough
 	}
 	if old != nil {
 		s.remove(old)
 	}
-	if e.life <= 0 || e.size() > s.maxBytes/8 {
+	if now >= e.expires() || e.size() > s.maxBytes/8 {
 		return
 	}
 	s.add(e)
+	s.shrink(e)
+}
+
+// shrink evicts entries, not the one given, until the shard is within its bounds.
+func (s *cacheShard) shrink(not *entry) {
 	for len(s.entries) > s.maxEntries || s.bytes > s.maxBytes {
-		s.evict(e)
+		s.evict(not)
 	}
 }
 

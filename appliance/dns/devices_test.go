@@ -89,7 +89,7 @@ func TestOneDeviceDoesNotFillAnUpstream(t *testing.T) {
 
 // When an upstream has much under way, who has little there still gets something.
 func TestReservedShareOfAnUpstream(t *testing.T) {
-	u := &upstream{devices: make(map[device]int)}
+	u := newSeats(maxAsking, maxAskingEach)
 	all := func(d device) (n int) {
 		for u.enter(d) {
 			n++

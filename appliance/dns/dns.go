@@ -25,7 +25,8 @@ import (
 )
 
 // Exchanger asks one upstream one question. Package exchange has them for every protocol. It is called from
-// many goroutines; the question is not shared and may be changed.
+// many goroutines; the question is not shared and may be changed. The context may last for Overtime longer than a
+// client waits: the answer is kept for when it asks again.
 type Exchanger interface {
 	Exchange(ctx context.Context, question *dns.Msg) (*dns.Msg, error)
 }
@@ -65,7 +66,7 @@ type Settings struct {
 
 // Cache bounds what is kept and for how long.
 type Cache struct {
-	Entries int           // also bounds the memory, to 1 KiB for each; 0: 65,536
+	Entries int           // also bounds the memory, to 1 KiB for each, but no less than 2 MiB; 0: 65,536
 	MinTTL  time.Duration // shorter lives are raised to it
 	MaxTTL  time.Duration // longer ones are cut; 0: 24 h
 	// Stale is for how long after its end an answer may be used while its upstream does not answer

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -166,6 +167,6 @@ func (r *Resolver) entry(a *ask, got *answer) *entry {
 		}
 		return r.failure(a)
 	}
-	e.wire = append(make([]byte, 0, len(wire)), wire...) // Pack's slice is longer than it needs to be
+	e.wire = slices.Clone(wire) // Pack's slice is longer than it needs to be
 	return e
 }

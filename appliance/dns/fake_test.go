@@ -86,7 +86,7 @@ func (z *zone) answer(q *dns.Msg) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetReply(q)
 	owner, known := q.Question[0].Name, false
-	for range 10 {
+	for range maxChain + 1 {
 		next := ""
 		for _, record := range z.records {
 			if !strings.EqualFold(record.Header().Name, owner) {

@@ -18,10 +18,13 @@ import (
 )
 
 const (
-	// exchangeTime bounds everything that one question asks of upstreams, so that a client hears something
+	// exchangeTime is how long a client waits for what upstreams are asked for it, so that it hears something
 	// within 2 s.
 	exchangeTime = 1900 * time.Millisecond
-	// patience is how long a client waits for an upstream while there is a stale answer (RFC 8767 section 5).
+	// Overtime is how long upstreams are waited for beyond that: clients ask again, and so do the servers that
+	// upstreams ask.
+	Overtime = 5 * time.Second
+	// patience is how long an upstream is waited for while there is a stale answer (RFC 8767 section 5).
 	patience = 1800 * time.Millisecond
 	// staleTTL is the TTL of a stale answer (RFC 8767 section 5).
 	staleTTL = 30
@@ -71,7 +74,9 @@ type ask struct {
 	qtype  uint16
 	do, cd bool
 	view   *view
-	from   device // who is held to account, which the answer does not depend on
+	// What the answer does not depend on:
+	from device    // who is held to account
+	due  time.Time // when who asks stops waiting
 }
 
 // appendKey appends the key of a question. Its name is in wire form, of any case.
@@ -89,7 +94,7 @@ func appendKey(b, name []byte, qtype uint16, do, cd bool, v *view) []byte {
 
 // newAsk makes the question of a query. The name is valid, or else the query was refused.
 func newAsk(name []byte, qtype uint16, do, cd bool, v *view) (*ask, error) {
-	a := &ask{qtype: qtype, do: do, cd: cd, view: v}
+	a := &ask{qtype: qtype, do: do, cd: cd, view: v, due: time.Now().Add(exchangeTime)}
 	a.key = appendKey(nil, name, qtype, do, cd, v)
 	text, _, err := dns.UnpackDomainName(a.key[:len(name)], 0)
 	if err != nil {
@@ -154,7 +159,7 @@ func NewResolver(s Settings) (*Resolver, error) {
 		r.hosts[lowerName(name)] = addrs
 	}
 	for name, exchanger := range s.Upstreams {
-		r.upstreams[name] = &upstream{name: name, exchanger: exchanger, log: s.Log, devices: make(map[device]int)}
+		r.upstreams[name] = newUpstream(name, exchanger, s.Log)
 		if l, ok := exchanger.(located); ok {
 			r.located = append(r.located, l)
 		}
@@ -228,9 +233,11 @@ func (r *Resolver) Close() {
 	r.flying.Wait()
 }
 
-// flight is the work on one question. Whoever asks the same meanwhile waits for it.
+// flight is the work on one question. Whoever asks the same meanwhile waits for it, as long as clients do. It may take
+// longer.
 type flight struct {
 	from  device
+	begun int64 // monotonic
 	done  chan struct{}
 	entry *entry // set when done
 }
@@ -250,13 +257,16 @@ func (r *Resolver) join(a *ask) (*flight, error) {
 	if r.closed {
 		return nil, errClosed
 	}
-	f := &flight{from: a.from, done: make(chan struct{})}
+	f := &flight{from: a.from, begun: monotonic(), done: make(chan struct{})}
 	r.flights[string(a.key)] = f
 	r.flying.Go(func() {
 		defer close(f.done)
-		ctx, cancel := context.WithTimeout(r.ctx, exchangeTime)
+		ctx, cancel := context.WithTimeout(r.ctx, exchangeTime+Overtime)
 		defer cancel()
 		f.entry = r.evaluate(ctx, a)
+		if f.entry.failed { // overtime is no reason to remember it longer
+			f.entry.stored = min(f.entry.stored, f.begun+int64(exchangeTime))
+		}
 		if r.ctx.Err() == nil && !f.entry.refused {
 			r.cache.put(f.entry, monotonic())
 		}
@@ -291,16 +301,16 @@ func (r *Resolver) resolve(ctx context.Context, a *ask) (resolved, error) {
 	case waiting:
 		return resolved{entry: old, cached: true, late: true}, nil
 	}
-	var impatient <-chan time.Time
-	if old != nil {
-		timer := time.NewTimer(patience)
-		defer timer.Stop()
-		impatient = timer.C
-	}
 	for {
 		f, err := r.join(a)
 		if err != nil {
 			return resolved{}, err
+		}
+		var impatient <-chan time.Time
+		if old != nil {
+			timer := time.NewTimer(time.Duration(f.begun-monotonic()) + patience)
+			defer timer.Stop()
+			impatient = timer.C
 		}
 		select {
 		case <-f.done:
@@ -321,8 +331,9 @@ func (r *Resolver) resolve(ctx context.Context, a *ask) (resolved, error) {
 	}
 }
 
-// renew has an answer renewed before its life ends, unless much else is being renewed.
-func (r *Resolver) renew(a *ask) {
+// renew has an answer renewed before its life ends, unless much else is being renewed. It returns when that is done, or
+// ctx has ended.
+func (r *Resolver) renew(ctx context.Context, a *ask) {
 	r.mu.Lock()
 	if r.renewals >= maxRenewals {
 		r.mu.Unlock()
@@ -336,7 +347,10 @@ func (r *Resolver) renew(a *ask) {
 		r.renewals--
 	}()
 	if f, err := r.join(a); err == nil {
-		<-f.done
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+		}
 	}
 }
 

@@ -57,7 +57,7 @@ func (s *Server) quick(b []byte, q *query, rcode int, client *[16]byte, key *[]b
 	}
 	if renew {
 		if a, err := newAsk(q.name(), q.qtype, q.do, q.unchecked(), v); err == nil {
-			s.work.Go(func() { r.renew(a) })
+			s.work.Go(func() { r.renew(s.ctx, a) })
 		}
 	}
 	s.counters.cached.Add(1)
@@ -152,7 +152,9 @@ func (s *Server) attempt(ctx context.Context, seat admission, in arrival, q *que
 	if s.circular(r, a, in.client) {
 		return q.appendBare(nil, dns.RcodeServerFailure, 0), true, 0
 	}
-	e, err := r.resolve(ctx, a)
+	waiting, cancel := context.WithDeadline(ctx, a.due) // there must be time to teach a stale answer
+	e, err := r.resolve(waiting, a)
+	cancel()
 	if errors.Is(err, errBusy) {
 		return nil, false, ClientLimit
 	}
@@ -160,7 +162,7 @@ func (s *Server) attempt(ctx context.Context, seat admission, in arrival, q *que
 		return q.appendBare(nil, dns.RcodeServerFailure, 0), true, 0
 	}
 	if e.renew {
-		s.work.Go(func() { r.renew(a) })
+		s.work.Go(func() { r.renew(s.ctx, a) })
 	}
 	left := e.left(monotonic())
 	if e.late {

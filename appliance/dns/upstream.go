@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -17,10 +18,8 @@ type upstream struct {
 	log               *slog.Logger
 	queries, failures atomic.Uint64
 	warning           occasion
-
-	mu       sync.Mutex
-	underWay int
-	devices  map[device]int // questions under way; no zeros
+	asking            seats // of questions under way
+	late              seats // of those among them that no client waits for any more
 }
 
 const (
@@ -30,49 +29,71 @@ const (
 	// maxAskingEach is how many of one device are. Names whose servers are black holes keep an upstream busy
 	// for as long as it is waited for.
 	maxAskingEach = 128
+	// maxLate and maxLateEach are how many of them may go on when no client waits any more.
+	maxLate     = 64
+	maxLateEach = 32
 )
 
-// enter counts a question as under way, if the device may have one more. When much is, those who have
-// little still may.
-func (u *upstream) enter(d device) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	n := u.devices[d]
-	if n >= maxAskingEach || u.underWay >= maxAsking*3/4 && n >= reserved || u.underWay >= maxAsking {
+func newUpstream(name string, e Exchanger, log *slog.Logger) *upstream {
+	return &upstream{name: name, exchanger: e, log: log, asking: newSeats(maxAsking, maxAskingEach), late: newSeats(maxLate, maxLateEach)}
+}
+
+// seats bounds what is under way, in all and for each device.
+type seats struct {
+	all, each int
+
+	mu      sync.Mutex
+	taken   int
+	devices map[device]int // no zeros
+}
+
+func newSeats(all, each int) seats { return seats{all: all, each: each, devices: make(map[device]int)} }
+
+// enter takes a seat, if the device may have one more. When few are left, those who have little still may.
+func (s *seats) enter(d device) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.devices[d]
+	if n >= s.each || s.taken >= s.all*3/4 && n >= reserved || s.taken >= s.all {
 		return false
 	}
-	u.devices[d]++
-	u.underWay++
+	s.devices[d]++
+	s.taken++
 	return true
 }
 
-func (u *upstream) leave(d device) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.underWay--
-	if u.devices[d]--; u.devices[d] == 0 {
-		delete(u.devices, d)
+func (s *seats) leave(d device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken--
+	if s.devices[d]--; s.devices[d] == 0 {
+		delete(s.devices, d)
 	}
 }
 
 // ask asks the upstream and returns what of its answer is believed; errBusy without asking if there are too
 // many questions.
 func (u *upstream) ask(ctx context.Context, a *ask) (*answer, error) {
-	if !u.enter(a.from) {
+	if !u.asking.enter(a.from) {
 		return nil, errBusy
 	}
-	defer u.leave(a.from)
+	defer u.asking.leave(a.from)
 	u.queries.Add(1)
 	q := new(dns.Msg)
 	q.SetQuestion(a.name, a.qtype)
 	q.SetEdns0(maxReply, a.do)
 	q.CheckingDisabled = a.cd
 	q.AuthenticatedData = true // tell us whether it is authentic; who did not ask is not told (RFC 6840 section 5.7)
-	m, err := u.exchanger.Exchange(ctx, q)
-	var got *answer
-	if err == nil {
-		err = ctx.Err() // nobody waits for what reading it would tell
+	asking, end := u.limit(ctx, a)
+	defer end()
+	m, err := u.exchanger.Exchange(asking, q)
+	switch {
+	case context.Cause(asking) == errLate:
+		err = errLate
+	case err == nil:
+		err = asking.Err() // nobody waits for what reading it would tell
 	}
+	var got *answer
 	if err == nil {
 		got, err = accept(a, m)
 	}
@@ -81,6 +102,28 @@ func (u *upstream) ask(ctx context.Context, a *ask) (*answer, error) {
 		return nil, err
 	}
 	return got, nil
+}
+
+var errLate = errors.New("no answer in time, and too many are waited for beyond it")
+
+// limit ends the asking when nobody waits for the answer any more, unless there is a seat for it then: who
+// asked will ask again. The caller calls end.
+func (u *upstream) limit(ctx context.Context, a *ask) (asking context.Context, end func()) {
+	asking, cancel := context.WithCancelCause(ctx)
+	seated := make(chan bool, 1)
+	timer := time.AfterFunc(time.Until(a.due), func() {
+		ok := u.late.enter(a.from)
+		if !ok {
+			cancel(errLate)
+		}
+		seated <- ok
+	})
+	return asking, func() {
+		cancel(nil)
+		if !timer.Stop() && <-seated {
+			u.late.leave(a.from)
+		}
+	}
 }
 
 // occasion keeps what happens all the time from filling the log.

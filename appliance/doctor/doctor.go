@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -69,6 +70,7 @@ type Box struct {
 	Asymmetric bool // direct flows are not translated
 	Proxies    bool // some flows go to the proxy, or DNS does
 	Marks      Marks
+	Own        *Own     // nil: the box's own connections are left alone
 	Problems   []string // what a running gateway says of itself; lines with the fix
 	// Before returns the programs that packets of an interface meet before the gateway's, or would if it was started now.
 	Before func(index int) ([]Program, error)
@@ -78,8 +80,14 @@ type Box struct {
 
 // Marks are what the box's firewall can tell the gateway's packets by, and the nftables table that is the gateway's own.
 type Marks struct {
-	Direct, Proxy, Mask uint32
-	OwnTable            string
+	Direct, Proxy, Daemon, Mask uint32
+	OwnTable                    string
+}
+
+// Own is how the box's own connections are decided for.
+type Own struct {
+	Sources []netip.Addr // what those that are proxied have for a source on their way by lo, one of each family that the box has
+	Problem error        // why they cannot be decided for
 }
 
 // Check is one line of the table.

@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 
 	"sidegate/appliance/firewall"
@@ -43,23 +44,30 @@ func crossings(look func(crossing) *Finding) func(context.Context, *Box) ([]Find
 		}
 		var found []Finding
 		told := map[string]bool{}
+		for c := range b.crossings(rules) {
+			if f := look(c); f != nil && !told[f.Seen] { // of both families, as a rule
+				told[f.Seen] = true
+				found = append(found, *f)
+			}
+		}
+		return found, nil
+	}
+}
+
+// crossings are those of all LAN interfaces that are there, in both families.
+func (b *Box) crossings(rules *firewall.Ruleset) iter.Seq[crossing] {
+	return func(yield func(crossing) bool) {
 		for _, l := range b.LAN {
 			link, ok := b.link(l)
 			if !ok {
 				continue
 			}
 			for _, ipv6 := range []bool{false, true} {
-				c, ok := b.crossing(rules, link, ipv6)
-				if !ok {
-					continue
-				}
-				if f := look(c); f != nil && !told[f.Seen] { // of both families, as a rule
-					told[f.Seen] = true
-					found = append(found, *f)
+				if c, ok := b.crossing(rules, link, ipv6); ok && !yield(c) {
+					return
 				}
 			}
 		}
-		return found, nil
 	}
 }
 
@@ -82,13 +90,16 @@ func (c crossing) dropped(j firewall.Judgement, what, why string, mark uint32) *
 	if j.Verdict != firewall.Dropped || !j.Certain {
 		return nil
 	}
-	mask := c.box.Marks.Mask
+	return refused(c.lan.Name, "this box's firewall drops "+what, why, j.Place, firewall.Marked{Mark: mark, Mask: c.box.Marks.Mask})
+}
+
+// refused is the finding that a place refuses packets, of a kind that it can be told to accept.
+func refused(object, seen, why string, at firewall.Place, k firewall.Kind) *Finding {
+	command := firewall.Command(at, k)
 	return &Finding{
-		Severity: Failure, Object: c.lan.Name, Seen: fmt.Sprintf("this box's firewall drops %s: %s", what, j.Place), Why: why,
-		Fix: firewall.Command(j.Place, mark, mask) + "; for good, " + firewall.Lasting(j.Place, mark, mask),
-		Repair: &Repair{Does: firewall.Command(j.Place, mark, mask), Apply: func(ctx context.Context) error {
-			return firewall.Permit(ctx, j.Place, mark, mask)
-		}},
+		Severity: Failure, Object: object, Seen: fmt.Sprintf("%s: %s", seen, at), Why: why,
+		Fix:    command + "; for good, " + firewall.Lasting(at, k),
+		Repair: &Repair{Does: command, Apply: func(ctx context.Context) error { return firewall.Permit(ctx, at, k) }},
 	}
 }
 

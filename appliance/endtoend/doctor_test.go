@@ -24,6 +24,7 @@ type ailment struct {
 	dns     bool   // the configuration has a dns section
 	gateway bool   // it runs, and proxies everything
 	direct  bool   // it runs, and everything is direct
+	own     bool   // it runs, and proxies everything, of the box itself too; a witness is at port 7 of the server
 	prepare func(*testing.T, world)
 	cause   func(*testing.T, world)
 	finding string // CHECK OBJECT of the one finding
@@ -43,10 +44,10 @@ type finding struct {
 // TestDoctor has one row for each thing that the doctor finds. It is silent and traffic works; then exactly that is broken, and
 // doctor names it and nothing else, and traffic fails; with the fix, both are as before.
 func TestDoctor(t *testing.T) {
-	for _, a := range slices.Concat(parameterAilments, boxAilments, firewallAilments, lanAilments) {
+	for _, a := range slices.Concat(parameterAilments, boxAilments, firewallAilments, ownAilments, lanAilments) {
 		t.Run(a.name, func(t *testing.T) {
 			t.Parallel() // it waits more than it works
-			w := newWorld(t, lab.Options{})
+			w := a.world(t)
 			config := a.config(t)
 			if a.only != nil {
 				w.path = tools(t, a.only)
@@ -110,10 +111,22 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
+// world is one without a gateway, or with one that decides for the box's own programs.
+func (a *ailment) world(t *testing.T) world {
+	t.Helper()
+	if !a.own {
+		return newWorld(t, lab.Options{})
+	}
+	b := newBox(t)
+	startWitness(t, b.server(), 7)
+	b.start(t, b.config("default: hk"))
+	return b.world
+}
+
 // config writes the configuration that doctor is given; none beside a running gateway, which has its own.
 func (a *ailment) config(t *testing.T) string {
 	t.Helper()
-	if a.gateway || a.direct {
+	if a.gateway || a.direct || a.own {
 		return ""
 	}
 	lan := a.lan

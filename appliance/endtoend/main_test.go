@@ -49,6 +49,7 @@ type world struct {
 	*lab.Lab
 	gateway *lab.Gateway
 	path    string // PATH of doctor; empty: that of the tests
+	cgroup  string // of those programs of the box that are decided for; see box
 }
 
 func (w world) laptop() *lab.Host   { return w.Host(lab.Laptop) }

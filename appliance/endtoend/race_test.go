@@ -147,9 +147,26 @@ func startMirror(t *testing.T, on *lab.Host, port int) {
 
 // modes are what the test binary does instead of tests when it runs as a client of its own, in a host's network: with
 // blocking system calls, on threads that share a processor with nothing of the lab's.
-var modes = map[string]func(order []byte) (any, error){"race": runRace}
+var modes = map[string]func(in *json.Decoder, out *json.Encoder) error{
+	"race": answering(runRace), "hold": answering(runHold), "churn": answering(runChurn), "agent": runAgent,
+}
 
 const modeVariable = "SIDEGATE_ENDTOEND_MODE"
+
+// answering is a mode that reads one order and writes one result.
+func answering(f func(order []byte) (any, error)) func(*json.Decoder, *json.Encoder) error {
+	return func(in *json.Decoder, out *json.Encoder) error {
+		var order json.RawMessage
+		if err := in.Decode(&order); err != nil {
+			return err
+		}
+		result, err := f(order)
+		if err != nil {
+			return err
+		}
+		return out.Encode(result)
+	}
+}
 
 // runMode runs the mode that the environment asks for, if it does.
 func runMode() bool {
@@ -157,16 +174,7 @@ func runMode() bool {
 	if !ok {
 		return false
 	}
-	var order json.RawMessage
-	err := json.NewDecoder(os.Stdin).Decode(&order)
-	var result any
-	if err == nil {
-		result, err = mode(order)
-	}
-	if err == nil {
-		err = json.NewEncoder(os.Stdout).Encode(result)
-	}
-	if err != nil {
+	if err := mode(json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -175,12 +183,25 @@ func runMode() bool {
 
 func (w *world) runInClient(t *testing.T, on *lab.Host, mode string, order any) string {
 	t.Helper()
+	out, err := inClient(t, on, mode, order).Output()
+	need(t, err)
+	return out
+}
+
+// startInClient does not wait for its end.
+func (w *world) startInClient(t *testing.T, on *lab.Host, mode string, order any) *lab.Process {
+	t.Helper()
+	p, err := inClient(t, on, mode, order).Start()
+	need(t, err)
+	return p
+}
+
+func inClient(t *testing.T, on *lab.Host, mode string, order any) *lab.Command {
+	t.Helper()
 	text, err := json.Marshal(order)
 	need(t, err)
 	c := on.Command(t.Context(), "/proc/self/exe")
 	c.Env = []string{modeVariable + "=" + mode, "GODEBUG=asyncpreemptoff=1", "GOMAXPROCS=" + strconv.Itoa(runtime.NumCPU()+raceWorkers)}
 	c.Stdin = strings.NewReader(string(text))
-	out, err := c.Output()
-	need(t, err)
-	return out
+	return c
 }

@@ -5,7 +5,6 @@ import (
 
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
-	"golang.org/x/sys/unix"
 )
 
 // What iptables-nft writes into nftables are the matches and targets of the old iptables (Linux, include/uapi/linux/netfilter/xt_*.h).
@@ -30,11 +29,7 @@ func (e *evaluation) match(x *expr.Match) truth {
 		if info.Source != 0 || info.Flags != 0 {
 			return maybe
 		}
-		kind := uint16(1 << unix.RTN_UNICAST)
-		if e.packet.Out.Index == 0 && !e.packet.Steered {
-			kind = 1 << unix.RTN_LOCAL
-		}
-		return truthOf(info.Dest&kind != 0)
+		return truthOf(info.Dest&(1<<e.destinationType()) != 0)
 	case *xt.Unknown:
 		if b := []byte(*info); x.Name == "mark" && x.Rev == 1 && len(b) >= 9 {
 			if !e.markKnown {

@@ -314,12 +314,15 @@ func (w *walk) state() State {
 func (e *evaluation) fib(x *expr.Fib) value {
 	switch {
 	case x.ResultADDRTYPE && x.FlagDADDR:
-		if e.packet.Out.Index == 0 && !e.packet.Steered {
-			return native(unix.RTN_LOCAL)
-		}
-		return native(unix.RTN_UNICAST)
+		return native(e.destinationType())
 	case (x.ResultOIF || x.ResultOIFNAME) && x.FlagSADDR && e.packet.In.Index != 0:
 		found := !(x.FlagMARK && e.packet.Steered)
+		if e.packet.In == Loopback {
+			var known bool
+			if found, known = e.foundOnLoopback(); !known {
+				return nil
+			}
+		}
 		switch {
 		case x.FlagPRESENT:
 			return native(uint32(boolNumber(found)))

@@ -73,6 +73,8 @@ type Place struct {
 	Chain  string
 	Rule   string // as nft(8) would write it, roughly; empty: the chain's policy
 	Legacy bool   // it stands in iptables-legacy, and nft(8) does not know it
+	// Leaving tells that packets are met there on their way out: the interface that they leave by is known, and none that they came by.
+	Leaving bool
 }
 
 func (p Place) String() string {
@@ -111,6 +113,8 @@ type Ruleset struct {
 	sets   map[setKey]*set
 	// Unread says what there is besides and was not read; empty: nothing.
 	Unread string
+
+	fibAsksSockets bool // see fibAsksSockets
 }
 
 type chainKey struct {
@@ -138,6 +142,7 @@ func newRuleset() *Ruleset { return &Ruleset{chains: map[chainKey]*chain{}, sets
 // Read takes a snapshot of the calling thread's network namespace. It needs CAP_NET_ADMIN.
 func Read(ctx context.Context) (*Ruleset, error) {
 	r := newRuleset()
+	r.fibAsksSockets = fibAsksSockets()
 	r.readLegacy(ctx)
 	old := len(r.chains)
 	err := r.read(ctx)

@@ -408,7 +408,7 @@ func TestLegacy(t *testing.T) {
 		t.Error("the kernel forwards TCP")
 	}
 	for range 2 {
-		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), j.Place, 4, 0xf) }); err != nil {
+		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), j.Place, Marked{4, 0xf}) }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -465,7 +465,7 @@ func TestPermit(t *testing.T) {
 		if j.Verdict != Dropped {
 			break
 		}
-		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), j.Place, 4, 0xf) }); err != nil {
+		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), j.Place, Marked{4, 0xf}) }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -478,7 +478,7 @@ func TestPermit(t *testing.T) {
 	before, _ := w.Host(lab.Sidegate).Exec(t.Context(), "nft", "list", "ruleset")
 	for _, c := range []string{"forward", "sub"} {
 		place := Place{Family: familyOf("inet"), Table: "mine", Chain: c}
-		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), place, 4, 0xf) }); err != nil {
+		if err := w.Host(lab.Sidegate).Do(func() error { return Permit(t.Context(), place, Marked{4, 0xf}) }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -35,19 +35,31 @@ type walk struct {
 
 func (r *Ruleset) walk(p Packet, hooks ...*nftables.ChainHook) Judgement {
 	w := &walk{Ruleset: r, packet: p, markKnown: true}
+	w.pass(hooks...)
+	return w.judgement()
+}
+
+// pass takes the packet through hooks, and reports whether it comes out.
+func (w *walk) pass(hooks ...*nftables.ChainHook) bool {
 	for _, hook := range hooks {
 		w.hook = *hook
-		for _, c := range r.at(*hook, p) {
+		for _, c := range w.at(*hook, w.packet) {
 			w.tracked = w.tracked || int(*c.Priority) > conntrackPriority
 			w.doubt = false
 			if w.base(c) == Dropped {
-				return Judgement{Dropped, !w.doubt, w.place}
+				return false
 			}
 			w.anyDoubt = w.anyDoubt || w.doubt
 		}
 		w.tracked = true
 	}
+	return true
+}
+
+func (w *walk) judgement() Judgement {
 	switch {
+	case w.verdict == Dropped:
+		return Judgement{Dropped, !w.doubt, w.place}
 	case w.mayDrop != nil:
 		return Judgement{Accepted, false, *w.mayDrop}
 	case w.nat != nil:
@@ -80,7 +92,7 @@ func (w *walk) base(c *chain) Verdict {
 	w.verdict = 0
 	w.chain(c, c, 0)
 	if w.verdict == 0 && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-		w.verdict, w.place = Dropped, Place{Family: c.family, Table: c.table, Chain: c.name, Legacy: c.legacy}
+		w.verdict, w.place = Dropped, w.placeOf(c, nil)
 	}
 	if w.verdict == Dropped {
 		return Dropped
@@ -152,8 +164,14 @@ func (w *walk) consider(c, base *chain, rule *nftables.Rule, v *expr.Verdict, de
 	}
 }
 
+// placeOf is a rule's place; without one, the chain's policy.
 func (w *walk) placeOf(c *chain, rule *nftables.Rule) Place {
-	return Place{Family: c.family, Table: c.table, Chain: c.name, Rule: describe(w.Ruleset, c, rule), Legacy: c.legacy}
+	p := Place{Family: c.family, Table: c.table, Chain: c.name, Legacy: c.legacy}
+	p.Leaving = w.hook == *nftables.ChainHookOutput || w.hook == *nftables.ChainHookPostrouting
+	if rule != nil {
+		p.Rule = describe(w.Ruleset, c, rule)
+	}
+	return p
 }
 
 func (c *chain) orEmpty() *chain {

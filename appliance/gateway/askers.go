@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
 	"sidegate/appliance/netstate"
 	"sidegate/appliance/policy"
@@ -15,7 +14,7 @@ import (
 // neighbourhood is what the DNS server needs to know of the network.
 type neighbourhood struct {
 	own   map[netip.Addr]bool
-	allow []netip.Prefix // the LAN's subnets, and what the configuration adds
+	allow []netip.Prefix // the LAN's subnets
 	links map[int]string
 }
 
@@ -23,7 +22,7 @@ type neighbourhood struct {
 type neighbours struct{ now atomic.Pointer[neighbourhood] }
 
 // update is followed by what undoes it.
-func (n *neighbours) update(c *config.Config, lans []lan, s *netstate.Snapshot) (undo func()) {
+func (n *neighbours) update(lans []lan, s *netstate.Snapshot) (undo func()) {
 	next := &neighbourhood{own: map[netip.Addr]bool{}, links: map[int]string{}}
 	for _, a := range s.OwnAddresses() {
 		next.own[a] = true
@@ -36,9 +35,6 @@ func (n *neighbours) update(c *config.Config, lans []lan, s *netstate.Snapshot) 
 		for _, a := range s.AddressesOf(l.index) {
 			next.allow = append(next.allow, a.Prefix.Masked())
 		}
-	}
-	if c.DNS != nil {
-		next.allow = append(next.allow, c.DNS.Allow...)
 	}
 	before := n.now.Swap(next)
 	return func() { n.now.Store(before) }

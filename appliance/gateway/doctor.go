@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 
 	"sidegate/appliance/admin"
@@ -37,15 +38,34 @@ func newBox(plan *Plan, running *admin.Status) (*doctor.Box, error) {
 		Advertises: plan.Config.IPv6 == config.IPv6Advertise,
 		Asymmetric: plan.Config.ReturnPath == config.Asymmetric,
 		Proxies:    plan.proxies(),
-		Marks:      doctor.Marks{Direct: datapath.MarkDirect, Proxy: datapath.MarkProxy, Mask: datapath.MarkMask, OwnTable: datapath.OwnTable},
+		Marks: doctor.Marks{
+			Direct: datapath.MarkDirect, Proxy: datapath.MarkProxy, Daemon: uint32(datapath.MarkOwn), Mask: datapath.MarkMask,
+			OwnTable: datapath.OwnTable,
+		},
+		Own: ownOf(plan, network),
 	}
 	for _, l := range lans {
 		box.LAN = append(box.LAN, doctor.LAN{Name: l.name, Index: l.index})
 	}
 	if running != nil {
-		box.Problems = unseen(running.Problems, lans, box.Parameters)
+		box.Problems = unseen(running.Problems, lans, box)
 	}
 	return box, nil
+}
+
+// ownOf tells of the box's own connections; nil: they are left alone. The running gateway may have the places, and others fit in.
+func ownOf(plan *Plan, s *netstate.Snapshot) *doctor.Own {
+	o := own(plan, s)
+	if o == nil {
+		return nil
+	}
+	told := &doctor.Own{Problem: o.Try()}
+	for _, known := range []netip.Addr{o.Source4, o.Source6} {
+		if known.IsValid() {
+			told.Sources = append(told.Sources, datapath.OwnSource(known.Is6()))
+		}
+	}
+	return told
 }
 
 // proxies reports whether anything is to come to the proxy or the DNS server.
@@ -67,14 +87,17 @@ func before(index int) ([]doctor.Program, error) {
 }
 
 // unseen leaves out of a gateway's problems those that the doctor sees by itself.
-func unseen(problems []string, lans []lan, of sysctl.Surroundings) []string {
+func unseen(problems []string, lans []lan, box *doctor.Box) []string {
 	var seen []string
+	if box.Own != nil && box.Own.Problem != nil {
+		seen = append(seen, undecided(box.Own.Problem).Error())
+	}
 	for _, l := range lans {
 		if l.problem != nil {
 			seen = append(seen, l.problem.Error())
 		}
 	}
-	wrong, _ := sysctl.Check(of) // the doctor tells the error
+	wrong, _ := sysctl.Check(box.Parameters) // the doctor tells the error
 	for _, s := range wrong {
 		seen = append(seen, s.String())
 	}

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -71,11 +70,9 @@ type gateway struct {
 	started time.Time
 
 	outbounds  outbounds
-	names      *names
-	dns        *dns.Server                // nil: its sockets could not be opened, and no configuration asked for them
-	noDNS      error                      // why
-	resolution atomic.Pointer[resolution] // what it answers by
-	retired    sync.WaitGroup             // resolutions that are being closed
+	dns        *dns.Server    // nil: its sockets could not be opened, and no configuration asked for them
+	noDNS      error          // why
+	retired    sync.WaitGroup // resolutions that are being closed
 	neighbours neighbours
 	path       path
 	exemption  exemption // for whoever puts the policy in force
@@ -101,6 +98,7 @@ type gateway struct {
 // inForce is what the kernel was last made equal to.
 type inForce struct {
 	plan       *Plan
+	names      *names // of its upstreams
 	policy     *combined
 	desired    datapath.Desired
 	lan        []lan
@@ -127,17 +125,15 @@ func Run(ctx context.Context, o Options) error {
 		log:     o.Log,
 		notify:  notifier{o.Log},
 		started: time.Now(),
-		names:   newNames(),
 		reloads: make(chan chan<- admin.Reload),
 		settled: make(chan struct{}),
 		renamed: make(chan struct{}, 1),
 		trouble: map[string]string{},
 	}
 	g.path.memory = newMemory(o.DataDir)
-	g.names.lookup = g.lookup
 	err := g.run(ctx)
 	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
-		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
+		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_NET_BIND_SERVICE, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
 	}
 	return err
 }
@@ -193,10 +189,12 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	}()
 	onRelease := func(f func()) { undo = append(undo, func(error) error { f(); return nil }) }
 
-	g.outbounds.use(plan.outbounds)
-	g.resolution.Store(plan.resolution)
 	onRelease(func() {
-		g.resolution.Load().close()
+		last := g.current().plan
+		if last == nil {
+			last = plan
+		}
+		last.resolution.close()
 		g.retired.Wait()
 	})
 	g.verdicts = &verdicts{lookup: g.lookup, log: g.log}
@@ -243,13 +241,14 @@ func (g *gateway) open(ctx context.Context, plan *Plan) (_ func(error) error, er
 	}
 	undo = append(undo, g.restoreParameters)
 
-	g.advertiser = advertise.New(advertise.Options{Log: g.log, Report: func(name string, problem error) {
+	g.advertiser = advertise.New(advertise.Options{Mark: uint32(datapath.MarkOwn), Log: g.log, Report: func(name string, problem error) {
 		g.report("router advertisements on "+name, problem)
 	}})
 	onRelease(g.advertiser.Close)
 
-	g.report("upstreams", g.names.refresh(ctx, plan.upstreams))
-	if err := g.establish(ctx, plan, g.watcher.Snapshot()); err != nil {
+	names := newNames()
+	g.report("upstreams", names.refresh(ctx, plan.lookup, plan.upstreams))
+	if err := g.establish(ctx, plan, names, g.watcher.Snapshot()); err != nil {
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
 	}
 	g.recordReload(plan, nil)
@@ -299,11 +298,13 @@ func (g *gateway) tasks(cancel context.CancelCauseFunc) []task {
 		newTask("reconciler", g.reconcile),
 		newTask("return path watch", g.watchPath),
 		&lookups{
-			names:     g.names,
-			upstreams: func() []upstream { return g.current().plan.upstreams },
-			failed:    func(err error) { g.report("upstreams", err) },
-			changed:   g.renamed,
-			ready:     make(chan struct{}),
+			refresh: func(ctx context.Context) error {
+				force := g.current()
+				return force.names.refresh(ctx, force.plan.lookup, force.plan.upstreams)
+			},
+			failed:  func(err error) { g.report("upstreams", err) },
+			changed: g.renamed,
+			ready:   make(chan struct{}),
 		},
 		g.advertiser,
 		g.admin,

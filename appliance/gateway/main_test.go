@@ -74,7 +74,13 @@ func (w *world) server() *lab.Host { return w.Host(lab.Server) }
 // start runs the gateway. A second start on the same box finds what the first one left.
 func (w *world) start(t *testing.T, config string) {
 	t.Helper()
-	g, err := w.box().StartGateway(t.Context(), lab.GatewayOptions{Binary: binary, Config: config})
+	w.startWith(t, lab.GatewayOptions{Config: config})
+}
+
+func (w *world) startWith(t *testing.T, o lab.GatewayOptions) {
+	t.Helper()
+	o.Binary = binary
+	g, err := w.box().StartGateway(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,27 +27,37 @@ const (
 	maxPerHost  = 64
 )
 
+// lookup finds the addresses of a host.
+type lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+
+// systemLookup does as /etc/resolv.conf says.
+func systemLookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	resolver := &net.Resolver{
+		PreferGo: true,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return ownDialer().DialContext(ctx, network, address)
+		},
+	}
+	return resolver.LookupNetIP(ctx, "ip", host)
+}
+
 // names are the addresses of upstream hosts.
 type names struct {
-	lookup func(ctx context.Context, host string) ([]netip.Addr, error)
-	system func(ctx context.Context, host string) ([]netip.Addr, error) // as /etc/resolv.conf says
-
 	mu   sync.Mutex
 	seen map[string]map[netip.Addr]time.Time
 }
 
-func newNames() *names {
-	resolver := &net.Resolver{
-		PreferGo: true,
-		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
-			d := net.Dialer{Control: markOwn}
-			return d.DialContext(ctx, network, address)
-		},
+func newNames() *names { return &names{seen: map[string]map[netip.Addr]time.Time{}} }
+
+// clone is for a configuration that may not be taken.
+func (n *names) clone() *names {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	next := newNames()
+	for host, addrs := range n.seen {
+		next.seen[host] = maps.Clone(addrs)
 	}
-	system := func(ctx context.Context, host string) ([]netip.Addr, error) {
-		return resolver.LookupNetIP(ctx, "ip", host)
-	}
-	return &names{seen: map[string]map[netip.Addr]time.Time{}, lookup: system, system: system}
+	return next
 }
 
 // addresses of a host, sorted. It does not look anything up.
@@ -62,7 +72,7 @@ func (n *names) addresses(host string) []netip.Addr {
 
 // refresh looks all names among the hosts up, at once and in bounded time. What was known of a name that
 // fails stays.
-func (n *names) refresh(ctx context.Context, upstreams []upstream) error {
+func (n *names) refresh(ctx context.Context, find lookup, upstreams []upstream) error {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	hosts := map[string]bool{}
@@ -77,7 +87,7 @@ func (n *names) refresh(ctx context.Context, upstreams []upstream) error {
 	var errs []error
 	for host := range hosts {
 		g.Go(func() error {
-			found, err := n.lookup(ctx, host)
+			found, err := find(ctx, host)
 			if err != nil {
 				mu.Lock()
 				errs = append(errs, fmt.Errorf("looking up the upstream %s: %w", host, plainDNS(err)))
@@ -115,6 +125,8 @@ func (n *names) learn(host string, found []netip.Addr, now time.Time) {
 func plainDNS(err error) error {
 	dns := (*net.DNSError)(nil)
 	switch {
+	case errors.Is(err, context.DeadlineExceeded): // of our DNS
+		return errors.New("no answer in time")
 	case !errors.As(err, &dns):
 		return err
 	case dns.IsTimeout:
@@ -127,11 +139,10 @@ func plainDNS(err error) error {
 
 // lookups refreshes the names of the plan in force. Changed gets a token after each round.
 type lookups struct {
-	names     *names
-	upstreams func() []upstream
-	failed    func(error) // nil error: all is well
-	changed   chan struct{}
-	ready     chan struct{}
+	refresh func(context.Context) error
+	failed  func(error) // nil error: all is well
+	changed chan struct{}
+	ready   chan struct{}
 }
 
 func (l *lookups) String() string         { return "upstream names" }
@@ -146,7 +157,7 @@ func (l *lookups) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(pause):
 		}
-		err := l.names.refresh(ctx, l.upstreams())
+		err := l.refresh(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}

@@ -10,12 +10,16 @@ import (
 // them, those of the one before: a flow that was decided before a reload, and reaches the proxy after it,
 // keeps the outbound that it was decided for.
 type outbounds struct {
-	sets atomic.Pointer[[2]*outbound.Set]
+	sets atomic.Pointer[sets]
 }
+
+// sets are searched in this order; nil: there is none.
+type sets struct{ inForce, next, before *outbound.Set }
 
 // Outbound finds one by name.
 func (o *outbounds) Outbound(name string) (outbound.Outbound, bool) {
-	for _, set := range o.sets.Load() {
+	s := o.sets.Load()
+	for _, set := range []*outbound.Set{s.inForce, s.next, s.before} {
 		if set == nil {
 			continue
 		}
@@ -26,13 +30,22 @@ func (o *outbounds) Outbound(name string) (outbound.Outbound, bool) {
 	return nil, false
 }
 
-// use puts a set in force, before the datapath can name its outbounds. Undo goes back.
-func (o *outbounds) use(set *outbound.Set) (undo func()) {
-	before := o.sets.Load()
-	next := [2]*outbound.Set{set}
-	if before != nil {
-		next[1] = before[0]
+// prepare adds a set, before the datapath can name its outbounds. What is in force means what it did until commit; a set that
+// never is, the next one takes the place of.
+func (o *outbounds) prepare(set *outbound.Set) {
+	s := sets{}
+	if now := o.sets.Load(); now != nil {
+		s = *now
 	}
-	o.sets.Store(&next)
-	return func() { o.sets.Store(before) }
+	if s.next = set; set == s.inForce {
+		s.next = nil
+	}
+	o.sets.Store(&s)
+}
+
+// commit puts the set that was prepared in force.
+func (o *outbounds) commit() {
+	if s := o.sets.Load(); s.next != nil {
+		o.sets.Store(&sets{inForce: s.next, before: s.inForce})
+	}
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -19,8 +20,27 @@ func own(plan *Plan, s *netstate.Snapshot) *datapath.Own {
 		Cgroup:  plan.Config.Gateway.Cgroup,
 		Source4: knownBy(s, false),
 		Source6: knownBy(s, true),
-		DNS:     plan.resolution != nil && !asksHere(plan.resolution.addresses(), s),
+		DNS:     plan.resolution != nil && len(asksHere(plan, s)) == 0,
 	}
+}
+
+// ownQuestions is why the gateway does not answer what the box's own programs ask by DNS, although it answers the LAN; nil if it does, or
+// is not meant to.
+func ownQuestions(plan *Plan, s *netstate.Snapshot) error {
+	here := asksHere(plan, s)
+	if !plan.Config.Gateway.Local || len(here) == 0 {
+		return nil
+	}
+	return fmt.Errorf("DNS of the box's own programs is left alone, and teaches no names: the upstream %s is on this box, and its own questions would "+
+		"come back to it (dns.upstreams: name those that it asks)", here[0])
+}
+
+// undecided says what an obstacle to the hooks means; nil where there is none.
+func undecided(obstacle error) error {
+	if obstacle == nil {
+		return nil
+	}
+	return fmt.Errorf("the box's own connections are not decided (gateway.local): %w", obstacle)
 }
 
 // knownBy is the address that the box would send by if nobody chose: of the interface of the default route.
@@ -38,9 +58,11 @@ func knownBy(s *netstate.Snapshot, ipv6 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// asksHere reports whether a DNS server that we ask is on this box: its own questions would come back to us.
-func asksHere(servers []netip.Addr, s *netstate.Snapshot) bool {
-	return slices.ContainsFunc(servers, func(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(s.OwnAddresses(), a) })
+// asksHere are the DNS servers that we ask and that are on this box: their own questions would come back to us.
+func asksHere(plan *Plan, s *netstate.Snapshot) []netip.Addr {
+	return slices.DeleteFunc(plan.resolution.addresses(), func(a netip.Addr) bool {
+		return !a.IsLoopback() && !slices.Contains(s.OwnAddresses(), a)
+	})
 }
 
 // subnets are those that the box is in.

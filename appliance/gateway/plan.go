@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,13 +27,14 @@ type Plan struct {
 	outbounds  *outbound.Set
 	upstreams  []upstream
 	resolution *resolution // nil: DNS is ordinary traffic
+	inForce    lookup      // by whatever plan is in force; nil: none is
 }
 
 // surroundings are what a plan needs of the gateway that it is for. Without one, as when a file is only checked, they
 // are empty.
 type surroundings struct {
 	own    func(netip.Addr) bool
-	lookup func(ctx context.Context, host string) ([]netip.Addr, error) // nil: the system's resolver
+	lookup lookup // of the plan in force
 	log    *slog.Logger
 }
 
@@ -41,7 +43,7 @@ type surroundings struct {
 func Load(path string) (*Plan, error) { return loadFor(path, surroundings{}) }
 
 func loadFor(path string, s surroundings) (_ *Plan, err error) {
-	p := &Plan{}
+	p := &Plan{inForce: s.lookup}
 	if path == "" {
 		p.Config = config.Default()
 	} else {
@@ -51,7 +53,7 @@ func loadFor(path string, s surroundings) (_ *Plan, err error) {
 		}
 		p.Config, p.Path, p.Digest = c, absolute(path), digest(path)
 	}
-	if err := p.makeOutbounds(s); err != nil {
+	if err := p.makeOutbounds(); err != nil {
 		return nil, err
 	}
 	if err := p.makeResolution(s); err != nil {
@@ -75,6 +77,15 @@ func loadFor(path string, s surroundings) (_ *Plan, err error) {
 	return p, nil
 }
 
+// lookup finds a host as the plan says. When the plan has been replaced, and its flows live on, it is as the one in force says.
+func (p *Plan) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, err := p.resolution.lookup(ctx, host)
+	if err != nil && p.resolution != nil && p.resolution.closed.Load() && p.inForce != nil {
+		return p.inForce(ctx, host)
+	}
+	return addrs, err
+}
+
 func absolute(path string) string {
 	if full, err := filepath.Abs(path); err == nil {
 		return full
@@ -94,9 +105,9 @@ func digest(path string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (p *Plan) makeOutbounds(s surroundings) error {
+func (p *Plan) makeOutbounds() error {
 	options := outbound.Options{
-		Lookup:      s.lookup,
+		Lookup:      p.lookup,
 		Control:     markOwn,
 		DialTimeout: p.Config.Proxy.DialTimeout,
 		Timeout:     p.Config.Proxy.HandshakeTimeout,
@@ -125,6 +136,13 @@ func (p *Plan) makeOutbounds(s surroundings) error {
 	}
 	p.outbounds = set
 	return nil
+}
+
+// ownDialer connects from the box itself.
+func ownDialer() *net.Dialer {
+	d := &net.Dialer{Control: markOwn}
+	d.SetMultipathTCP(false)
+	return d
 }
 
 // markOwn marks a socket as the daemon's own, so that the datapath never steers its traffic.

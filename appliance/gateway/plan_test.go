@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"sidegate/appliance/outbound"
 	"sidegate/appliance/policy"
 )
 
@@ -123,15 +125,18 @@ func TestSamePolicy(t *testing.T) {
 func TestNames(t *testing.T) {
 	answers := map[string][]netip.Addr{"a.example": {netip.MustParseAddr("192.0.2.1")}}
 	n := newNames()
-	n.lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
+	find := func(_ context.Context, host string) ([]netip.Addr, error) {
 		if found, ok := answers[host]; ok {
 			return found, nil
 		}
+		if host == "slow.example" {
+			return nil, fmt.Errorf("looking up %q: %w", host, context.DeadlineExceeded)
+		}
 		return nil, errors.New("no such host")
 	}
-	upstreams := []upstream{{"a", "a.example", 1}, {"b", "b.example", 2}, {"c", "198.51.100.1", 3}, {"d", "a.example", 4}}
-	err := n.refresh(t.Context(), upstreams)
-	if err == nil || err.Error() != "looking up the upstream b.example: no such host" {
+	upstreams := []upstream{{"a", "a.example", 1}, {"b", "b.example", 2}, {"c", "198.51.100.1", 3}, {"d", "a.example", 4}, {"e", "slow.example", 5}}
+	err := n.refresh(t.Context(), find, upstreams)
+	if err == nil || err.Error() != "looking up the upstream b.example: no such host\nlooking up the upstream slow.example: no answer in time" {
 		t.Errorf("the failure is told as %v", err)
 	}
 	check := func(host string, want ...string) {
@@ -146,10 +151,10 @@ func TestNames(t *testing.T) {
 
 	// Rotating answers add up, and a failure forgets nothing.
 	answers["a.example"] = []netip.Addr{netip.MustParseAddr("192.0.2.2")}
-	n.refresh(t.Context(), upstreams)
+	n.refresh(t.Context(), find, upstreams)
 	check("a.example", "192.0.2.1", "192.0.2.2")
 	delete(answers, "a.example")
-	n.refresh(t.Context(), upstreams)
+	n.refresh(t.Context(), find, upstreams)
 	check("a.example", "192.0.2.1", "192.0.2.2")
 
 	// What was not seen for long goes, and a name cannot grow without bound.
@@ -163,6 +168,54 @@ func TestNames(t *testing.T) {
 	if got := len(n.addresses("a.example")); got != maxPerHost {
 		t.Errorf("a name has %d addresses, want %d at most", got, maxPerHost)
 	}
+}
+
+// TestPlanLooksUp: a plan and its outbounds find hosts by its own DNS, also before it is in force, and by that of the plan in
+// force when it has been replaced: its outbounds live as long as the flows that were decided for them.
+func TestPlanLooksUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	proxy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	_, port, _ := net.SplitHostPort(proxy.Addr().String())
+	text := "outbounds: { hk: { url: \"socks5://proxy.test:" + port + "\" } }\ndefault: direct\n" +
+		"dns: { upstreams: { up: \"udp://192.0.2.53\" }, default: up, hosts: { proxy.test: [127.0.0.1] } }\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := loadFor(path, surroundings{lookup: func(context.Context, string) ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr("192.0.2.2")}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(host, want string) {
+		t.Helper()
+		if got, err := p.lookup(t.Context(), host); err != nil || len(got) != 1 || got[0].String() != want {
+			t.Errorf("%s: %v, %v, want %s", host, got, err, want)
+		}
+	}
+	check("proxy.test", "127.0.0.1")
+	if os.Geteuid() == 0 { // the outbounds' sockets are marked
+		found := make(chan bool)
+		go func() {
+			c, err := proxy.Accept()
+			if err == nil {
+				c.Close() // that is enough
+			}
+			found <- err == nil
+		}()
+		hk, _ := p.outbounds.Outbound("hk")
+		hk.DialTCP(t.Context(), outbound.Destination{Addr: netip.MustParseAddrPort("203.0.113.1:80")})
+		proxy.Close()
+		if !<-found {
+			t.Error("the outbound does not find its proxy")
+		}
+	}
+	p.resolution.close()
+	check("other.test", "192.0.2.2")
 }
 
 // TestTooManyRules: the implicit rules count, and the refusal names the file.
@@ -186,32 +239,43 @@ func TestTooManyRules(t *testing.T) {
 }
 
 // TestOutboundsAcrossReload: an outbound that was removed serves the flows that were decided for it until
-// the reload after.
+// the reload after; one that was changed is what it was until the reload is through.
 func TestOutboundsAcrossReload(t *testing.T) {
 	const rest = "default: direct\n"
 	first := mustLoad(t, "outbounds: { hk: { url: \"socks5://198.51.100.7:1080\" }, us: { url: \"socks5://198.51.100.8:1080\" } }\n"+rest)
 	second := mustLoad(t, "outbounds: { hk: { url: \"socks5://198.51.100.9:1080\" } }\n"+rest)
+	third := mustLoad(t, "outbounds: { new: { url: \"socks5://198.51.100.10:1080\" }, us: { url: \"socks5://198.51.100.11:1080\" } }\n"+rest)
 	var o outbounds
-	o.use(first.outbounds)
-	host := func(name string) string {
-		found, ok := o.Outbound(name)
-		if !ok {
-			return ""
+	check := func(when string, want map[string]string) {
+		t.Helper()
+		for name, address := range want {
+			got := ""
+			if found, ok := o.Outbound(name); ok {
+				got, _, _ = found.Upstream()
+			}
+			if got != address {
+				t.Errorf("%s: %s is %q, want %q", when, name, got, address)
+			}
 		}
-		h, _, _ := found.Upstream()
-		return h
 	}
-	undo := o.use(second.outbounds)
-	if host("hk") != "198.51.100.9" || host("us") != "198.51.100.8" {
-		t.Errorf("after a reload: hk is %s, us is %s", host("hk"), host("us"))
-	}
-	undo()
-	if host("hk") != "198.51.100.7" {
-		t.Errorf("after a reload that failed: hk is %s", host("hk"))
-	}
-	o.use(second.outbounds)
-	o.use(second.outbounds)
-	if host("us") != "" || host("hk") != "198.51.100.9" {
-		t.Errorf("after two reloads: hk is %s, us is %s", host("hk"), host("us"))
-	}
+	o.prepare(first.outbounds)
+	o.commit()
+	before := map[string]string{"hk": "198.51.100.7", "us": "198.51.100.8", "new": ""}
+	check("at first", before)
+	o.prepare(third.outbounds)
+	check("during a reload, which fails", map[string]string{"hk": "198.51.100.7", "us": "198.51.100.8", "new": "198.51.100.10"})
+	o.prepare(second.outbounds)
+	check("during the next", before)
+	o.commit()
+	after := map[string]string{"hk": "198.51.100.9", "us": "198.51.100.8", "new": ""}
+	check("after it", after)
+	o.prepare(second.outbounds)
+	o.commit()
+	check("when the same is put in force again", after)
+	o.prepare(third.outbounds)
+	o.commit()
+	check("after a third", map[string]string{"hk": "198.51.100.9", "us": "198.51.100.11", "new": "198.51.100.10"})
+	o.prepare(first.outbounds)
+	o.commit()
+	check("after a fourth", map[string]string{"hk": "198.51.100.7", "us": "198.51.100.8", "new": "198.51.100.10"})
 }

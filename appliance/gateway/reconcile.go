@@ -50,7 +50,8 @@ func (g *gateway) reconcile(ctx context.Context) error {
 			done <- g.reload(ctx, snapshot)
 			continue
 		}
-		err := g.establish(ctx, g.current().plan, snapshot)
+		force := g.current()
+		err := g.establish(ctx, force.plan, force.names, snapshot)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -58,10 +59,10 @@ func (g *gateway) reconcile(ctx context.Context) error {
 	}
 }
 
-// establish makes the kernel equal to a plan in a network. A failure changes nothing that packets see.
-func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.Snapshot) error {
+// establish makes the kernel equal to a plan in a network, and then everything else. A failure changes nothing that packets see.
+func (g *gateway) establish(ctx context.Context, plan *Plan, names *names, snapshot *netstate.Snapshot) error {
 	before := g.current()
-	policy := plan.combine(g.names.addresses, subnets(plan.Config, snapshot))
+	policy := plan.combine(names.addresses, subnets(plan.Config, snapshot))
 	if before.policy != nil && before.policy.same(policy) {
 		policy = before.policy // another pointer would mean another policy to the datapath
 	}
@@ -75,24 +76,43 @@ func (g *gateway) establish(ctx context.Context, plan *Plan, snapshot *netstate.
 		desired.DNS = datapath.Sockets(g.dns.Sockets())
 		desired.Resolvers = plan.resolution.addresses()
 	}
-	forget := g.neighbours.update(plan.Config, lan, snapshot)
-	undo := g.verdicts.use(plan.Config)
+	g.outbounds.prepare(plan.outbounds)
+	forget := g.neighbours.update(lan, snapshot)
+	if plan.resolution != nil && (before.plan == nil || before.plan.resolution == nil) {
+		g.dns.Use(plan.resolution.resolver) // the kernel brings it no questions yet, and then at once
+	}
 	if err := g.datapath.Apply(ctx, desired); err != nil {
 		forget()
-		undo()
 		return err
 	}
 	routing, unable := routed(plan.Config, lan, snapshot, before.routing)
-	g.advertiser.Set(routing)
-	g.report("ipv6", unable)
 	g.mu.Lock()
-	g.force.plan, g.force.policy, g.force.desired, g.force.lan, g.force.routing = plan, policy, desired, lan, routing
+	g.force.plan, g.force.names, g.force.policy = plan, names, policy
+	g.force.desired, g.force.lan, g.force.routing = desired, lan, routing
 	force := g.force
 	g.mu.Unlock()
+	g.outbounds.commit()
+	g.verdicts.use(plan.Config)
+	g.followDNS(plan)
+	g.advertiser.Set(routing)
+	g.report("ipv6", unable)
 	g.followInterfaces(before, force)
-	g.report("own connections", g.datapath.OwnProblem())
+	g.report("own questions", ownQuestions(plan, snapshot))
+	g.report("own connections", undecided(g.datapath.OwnProblem()))
 	g.followParameters(parametersOf(lan, snapshot))
 	return nil
+}
+
+// followDNS makes the DNS server answer by the plan in force. Without a DNS section it goes on as it did, for as long as the
+// kernel brings it questions.
+func (g *gateway) followDNS(plan *Plan) {
+	if g.dns == nil {
+		return
+	}
+	g.dns.LimitQueries(int(plan.Config.PerClient.DNSQueries))
+	if plan.resolution != nil {
+		g.dns.Use(plan.resolution.resolver)
+	}
 }
 
 // followInterfaces tells which LAN interfaces came and went, and what is wrong with those that are there.
@@ -148,7 +168,8 @@ func (g *gateway) reload(ctx context.Context, snapshot *netstate.Snapshot) admin
 	return g.current().lastReload
 }
 
-// replace puts the configuration as it is now in force.
+// replace puts the configuration as it is now in force. What it is made of is made beside what is in force, and looks its own
+// names up, which takes some seconds; nothing else is asked of it until the kernel has it.
 func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *Plan, err error) {
 	plan, err := loadFor(g.options.ConfigFile, g.surroundings())
 	if err != nil {
@@ -166,21 +187,16 @@ func (g *gateway) replace(ctx context.Context, snapshot *netstate.Snapshot) (_ *
 	if err != nil {
 		return nil, plan.Config.Metrics.Position.Errorf("metrics: %w", err)
 	}
-	undo := g.outbounds.use(plan.outbounds)
-	before := g.resolve(plan.resolution)
-	unknown := g.names.refresh(ctx, plan.upstreams) // as the plan says, by its DNS and through its outbounds
-	if err := g.establish(ctx, plan, snapshot); err != nil {
-		g.resolve(before)
-		undo()
+	before := g.current()
+	names := before.names.clone()
+	unknown := names.refresh(ctx, plan.lookup, plan.upstreams)
+	if err := g.establish(ctx, plan, names, snapshot); err != nil {
 		abort()
 		return nil, fmt.Errorf("putting the policy in force: %w", err)
 	}
 	commit()
-	if g.dns != nil {
-		g.dns.LimitQueries(int(plan.Config.PerClient.DNSQueries))
-	}
 	g.report("upstreams", unknown)
-	g.retired.Go(before.close)
+	g.retired.Go(before.plan.resolution.close)
 	g.warnOfLater(plan)
 	return plan, nil
 }

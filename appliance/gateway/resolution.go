@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"sync/atomic"
 
 	"sidegate/appliance/config"
 	"sidegate/appliance/datapath"
@@ -19,6 +21,8 @@ import (
 type resolution struct {
 	resolver  *dns.Resolver
 	upstreams []*exchange.Upstream
+	allow     []netip.Prefix // who may ask, beside the LAN
+	closed    atomic.Bool
 }
 
 // close gives up what is under way.
@@ -26,6 +30,7 @@ func (r *resolution) close() {
 	if r == nil {
 		return
 	}
+	r.closed.Store(true)
 	r.resolver.Close()
 	for _, u := range r.upstreams {
 		u.Close()
@@ -43,13 +48,26 @@ func (r *resolution) addresses() (all []netip.Addr) {
 	return all
 }
 
+// lookup finds a host for the gateway itself.
+func (r *resolution) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	if r == nil {
+		return systemLookup(ctx, host)
+	}
+	return r.resolver.Lookup(ctx, host)
+}
+
+// allows reports whether the configuration lets a client ask.
+func (r *resolution) allows(a netip.Addr) bool {
+	return r != nil && slices.ContainsFunc(r.allow, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // makeResolution makes the DNS side of the plan, after its outbounds. Nothing is asked yet.
 func (p *Plan) makeResolution(s surroundings) error {
 	c := p.Config.DNS
 	if c == nil {
 		return nil
 	}
-	made := &resolution{}
+	made := &resolution{allow: c.Allow}
 	settings := dns.Settings{
 		Upstreams:   map[string]dns.Exchanger{},
 		Default:     c.Default,
@@ -123,7 +141,7 @@ func (p *Plan) makeUpstream(name string, c config.DNSUpstream, s surroundings) (
 	own := exchange.Direct(markOwn)
 	o := exchange.Options{
 		Dialer: own, BootstrapDialer: own, Addresses: c.Addresses, Bootstrap: c.Bootstrap,
-		CAFile: c.CAFile, ServerName: c.ServerName, Log: s.log,
+		CAFile: c.CAFile, ServerName: c.ServerName, Overtime: dns.Overtime, Log: s.log,
 	}
 	if c.Detour != "" && c.Detour != policy.OutboundDirect {
 		through, ok := p.outbounds.Outbound(c.Detour)
@@ -157,31 +175,27 @@ func (g *gateway) surroundings() surroundings {
 // listenDNS opens the DNS server's sockets. A gateway that has no DNS section can do without, until one appears.
 func (g *gateway) listenDNS(plan *Plan, p *pupils) error {
 	g.dns, g.noDNS = dns.Listen(dns.Options{
-		Learner: p, ClientFacts: p.facts, Allow: g.neighbours.mayAsk, Mark: uint32(datapath.MarkOwn), Log: g.log,
+		Learner: p, ClientFacts: p.facts, Allow: g.mayAsk, Mark: uint32(datapath.MarkOwn), Log: g.log,
 		Limits: dns.Limits{Queries: int(plan.Config.PerClient.DNSQueries)}, // of what the kernel lets through, and of TCP
 	})
 	if g.noDNS != nil && plan.resolution != nil {
 		return plan.Config.DNS.Position.Errorf("dns: %w", g.noDNS)
 	}
-	if g.noDNS == nil {
-		g.resolve(plan.resolution)
+	return nil
+}
+
+// resolution is what answers the LAN's questions, and finds what the gateway itself looks up; nil: the system does.
+func (g *gateway) resolution() *resolution {
+	if plan := g.current().plan; plan != nil {
+		return plan.resolution
 	}
 	return nil
 }
 
-// resolve makes the gateway and the DNS server look names up by r, and returns what they did by before. Without r the
-// DNS server goes on as it did, for as long as the kernel brings it questions.
-func (g *gateway) resolve(r *resolution) (before *resolution) {
-	if r != nil {
-		g.dns.Use(r.resolver)
-	}
-	return g.resolution.Swap(r)
+func (g *gateway) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	return g.resolution().lookup(ctx, host)
 }
 
-// lookup finds the addresses of a host that the gateway itself needs.
-func (g *gateway) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
-	if r := g.resolution.Load(); r != nil {
-		return r.resolver.Lookup(ctx, host)
-	}
-	return g.names.system(ctx, host)
+func (g *gateway) mayAsk(a netip.Addr) bool {
+	return g.neighbours.mayAsk(a) || g.resolution().allows(a)
 }

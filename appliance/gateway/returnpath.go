@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -181,9 +180,7 @@ func reach(ctx context.Context, e datapath.Evidence) (reached netip.AddrPort, ok
 	var dialing sync.WaitGroup
 	for _, to := range e.Failing[:min(proofServers, len(e.Failing))] {
 		dialing.Go(func() {
-			d := net.Dialer{Control: markOwn}
-			d.SetMultipathTCP(false)
-			if c, err := d.DialContext(ctx, "tcp", to.String()); err == nil {
+			if c, err := ownDialer().DialContext(ctx, "tcp", to.String()); err == nil {
 				c.Close()
 				answers <- to
 				cancel() // one is enough

@@ -19,7 +19,7 @@ import (
 // need the proxy's sockets, and set before it serves; and whether an upstream is told names.
 type verdicts struct {
 	datapath *datapath.Datapath
-	lookup   func(ctx context.Context, host string) ([]netip.Addr, error)
+	lookup   lookup
 	log      *slog.Logger
 	naming   atomic.Pointer[naming]
 }
@@ -52,9 +52,8 @@ func (n *naming) ours(name string, address netip.Addr) bool {
 	return slices.ContainsFunc(n.dns.Rules, func(r config.DNSRule) bool { return slices.Contains(r.Answer, address) })
 }
 
-func (v *verdicts) use(c *config.Config) (undo func()) {
-	before := v.naming.Swap(&naming{c.Dial, c.TrustSniffed, c.DNS})
-	return func() { v.naming.Store(before) }
+func (v *verdicts) use(c *config.Config) {
+	v.naming.Store(&naming{c.Dial, c.TrustSniffed, c.DNS})
 }
 
 // Flow is what the kernel decided.

@@ -77,20 +77,6 @@ func TestBelieves(t *testing.T) {
 	}
 }
 
-// TestNamingUndone: a configuration that was not taken leaves the one before.
-func TestNamingUndone(t *testing.T) {
-	v := &verdicts{}
-	v.use(named(config.DialDomain, false))
-	undo := v.use(named(config.DialIP, true))
-	if v.tellsNames(policy.TCP, "hk") {
-		t.Error("a new configuration changes nothing")
-	}
-	undo()
-	if now := v.naming.Load(); now.dial != config.DialDomain || now.trust {
-		t.Errorf("%+v", now)
-	}
-}
-
 // TestOurNames: a name that only our DNS knows is told nobody, whatever speaks for it.
 func TestOurNames(t *testing.T) {
 	here := netip.MustParseAddr("203.0.113.10")

@@ -125,7 +125,7 @@ func (g *gateway) sniffStatus() admin.Sniff {
 }
 
 func (g *gateway) dnsStatus() *admin.DNS {
-	if g.dns == nil || g.resolution.Load() == nil {
+	if g.dns == nil || g.resolution() == nil {
 		return nil
 	}
 	s := g.dns.Stats()

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +19,13 @@ type GatewayOptions struct {
 	Binary string   // the program; "/proc/self/exe" is the one that is running
 	Config string   // text of the YAML configuration file
 	Args   []string // more arguments of `sidegate run`
+	Cgroup string   // directory of a cgroup v2 that it runs in; empty: this process's
+	// Capabilities (capabilities(7): CAP_NET_ADMIN, …) are all that it may do beside a user who owns its files, as a unit of
+	// systemd is started; nil: it runs as root.
+	Capabilities []string
+	Credentials  string // directory of files with secrets, for CREDENTIALS_DIRECTORY; empty: none
+	// Resolver is the DNS server that its /etc/resolv.conf names; invalid: the machine's.
+	Resolver netip.Addr
 }
 
 // Gateway is a sidegate that runs on a host, with the files that are its own.
@@ -51,7 +60,20 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 
 	args := append([]string{"run", "-c", g.Config, "--socket", g.Socket, "--state-dir", g.State, "--data-dir", filepath.Join(h.lab.Dir(), h.name+".data")}, o.Args...)
 	command := h.Command(ctx, o.Binary, args...)
-	command.Env = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}
+	if o.Capabilities != nil {
+		if command, err = h.unprivileged(ctx, o, args, []string{h.lab.Dir(), state, g.State, ready.LocalAddr().String()}); err != nil {
+			return nil, err
+		}
+	}
+	if o.Resolver.IsValid() {
+		if command, err = command.Resolving(o.Resolver); err != nil {
+			return nil, err
+		}
+	}
+	command.Env, command.Cgroup = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}, o.Cgroup
+	if o.Credentials != "" {
+		command.Env = append(command.Env, "CREDENTIALS_DIRECTORY="+o.Credentials)
+	}
 	start := time.Now()
 	if g.Process, err = command.Start(); err != nil {
 		return nil, err
@@ -61,6 +83,34 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 	}
 	g.Took = time.Since(start)
 	return g, nil
+}
+
+// Nobody is the user whom a gateway with capabilities runs as.
+const Nobody = 65534
+
+// unprivileged prepares the gateway as a user without rights but the capabilities. The user owns the files named; the directory in
+// /run that root's gateways share is replaced by one of its own.
+func (h *Host) unprivileged(ctx context.Context, o GatewayOptions, args, own []string) (*Command, error) {
+	if _, err := find("setpriv", "util-linux"); err != nil {
+		return nil, err
+	}
+	for _, path := range own {
+		if err := os.MkdirAll(path, 0o700); err != nil && !errors.Is(err, syscall.ENOTDIR) {
+			return nil, fmt.Errorf("preparing %s: %w", path, err)
+		}
+		if err := os.Chown(path, Nobody, Nobody); err != nil {
+			return nil, fmt.Errorf("preparing %s: %w", path, err)
+		}
+	}
+	set := "-all"
+	for _, c := range o.Capabilities {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(c, "CAP_"))
+	}
+	const script = `mkdir -p /run/sidegate && mount -t tmpfs -o mode=0755,uid=$1,gid=$1 none /run/sidegate && caps=$2 && user=$1 && shift 2 &&
+		exec setpriv --reuid "$user" --regid "$user" --clear-groups --no-new-privs --inh-caps "$caps" --ambient-caps "$caps" --bounding-set "$caps" "$@"`
+	command := h.Command(ctx, "sh", append([]string{"-c", script, "sh", fmt.Sprint(Nobody), set, o.Binary}, args...)...)
+	command.private = true
+	return command, nil
 }
 
 func newNotify(path string) (*net.UnixConn, error) {

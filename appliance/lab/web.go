@@ -182,7 +182,17 @@ func (h *Host) certificates(names []string) (all []tls.Certificate, err error) {
 
 // VisitHTTP3 asks for https://name/whoami at an address by HTTP/3, on a new connection from a port (0: any free one), and says how
 // long it was from the first packet to the answer.
-func (h *Host) VisitHTTP3(ctx context.Context, port uint16, name string, at netip.AddrPort) (_ Visit, _ time.Duration, err error) {
+func (h *Host) VisitHTTP3(ctx context.Context, port uint16, name string, at netip.AddrPort) (Visit, time.Duration, error) {
+	socket, err := h.ListenUDP(ctx, "udp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return Visit{}, 0, err
+	}
+	defer socket.Close()
+	return h.VisitHTTP3By(ctx, socket, name, at)
+}
+
+// VisitHTTP3By does that by a socket of the caller's.
+func (h *Host) VisitHTTP3By(ctx context.Context, socket net.PacketConn, name string, at netip.AddrPort) (_ Visit, _ time.Duration, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("visiting %s at %s from %s by HTTP/3: %w", name, at, h.name, err)
@@ -192,11 +202,6 @@ func (h *Host) VisitHTTP3(ctx context.Context, port uint16, name string, at neti
 	if err != nil {
 		return Visit{}, 0, err
 	}
-	socket, err := h.ListenUDP(ctx, "udp", fmt.Sprintf(":%d", port))
-	if err != nil {
-		return Visit{}, 0, err
-	}
-	defer socket.Close()
 	transport := &quic.Transport{Conn: socket}
 	defer transport.Close()
 	tripper := &http3.Transport{

@@ -42,17 +42,3 @@ func readSockaddr(a *sockaddr) (e endpoint, ok bool) {
 	}
 	return e, true
 }
-
-// writeSockaddr writes the socket address for the kernel, and returns its length.
-func (e endpoint) writeSockaddr(a *sockaddr) (length uint32) {
-	*a = sockaddr{}
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&a.Port))[:], e.port)
-	if e.is4() {
-		a.Family = unix.AF_INET
-		(*unix.RawSockaddrInet4)(unsafe.Pointer(a)).Addr = [4]byte(e.addr[12:])
-		return unix.SizeofSockaddrInet4
-	}
-	a.Family = unix.AF_INET6
-	a.Addr = e.addr
-	return unix.SizeofSockaddrInet6
-}

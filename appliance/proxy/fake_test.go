@@ -17,11 +17,11 @@ import (
 // verdicts answers as a test says. It stands for the policy and, like the datapath, remembers what was
 // decided.
 type verdicts struct {
-	own    map[netip.Addr]bool // addresses of the box itself; set before anybody asks
 	answer atomic.Pointer[verdictFunc]
 	asked  atomic.Int64
 
 	mu      sync.Mutex
+	own     map[netip.Addr]bool // addresses of the box itself
 	decide  decideFunc
 	decided map[decision]Route
 	names   []string                                                   // that Decide was asked with
@@ -86,12 +86,12 @@ func (v *verdicts) Decide(ctx context.Context, n policy.Network, client, destina
 	if !ok {
 		return route, false
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	route.Own = v.own[client.Addr()]
 	if n == policy.UDP && route.forwarded() {
 		v.forward(n, client, destination)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	v.decided[decision{n, client, destination}] = route
 	return route, true
 }

@@ -41,7 +41,9 @@ var (
 func (r *rig) own() {
 	t := r.t
 	t.Helper()
+	r.verdicts.mu.Lock()
 	r.verdicts.own = map[netip.Addr]bool{loopback4: true, loopback6: true, wan4: true, wan6: true}
+	r.verdicts.mu.Unlock()
 	s := r.server.Sockets()
 	(*namespace)(nil).run(t, fmt.Sprintf(`
 ip -4 route replace local default dev lo src 127.83.0.1 table 77
@@ -69,9 +71,11 @@ table inet own {
 		oifname "lo" return
 		meta mark & 0x0f000000 == %#x return
 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } return
-		# the kernel, to what is late for a connection that the daemon has reset
-		tcp flags & rst == rst ip saddr 203.0.113.2 return
-		tcp flags & rst == rst ip6 saddr 2001:db8:113::2 return
+		# the kernel, to what is late for a socket that the daemon has closed
+		ip saddr 203.0.113.2 tcp flags & rst == rst return
+		ip6 saddr 2001:db8:113::2 tcp flags & rst == rst return
+		ip saddr 203.0.113.2 icmp type destination-unreachable return
+		ip6 saddr 2001:db8:113::2 icmpv6 type destination-unreachable return
 		counter name strays
 	}
 }
@@ -391,11 +395,10 @@ func TestOwnUDPAbruptEnd(t *testing.T) {
 		for _, at := range []netip.Addr{server4, server6} {
 			t.Run(fmt.Sprint(through, " ", at), func(t *testing.T) {
 				r.decide(through, false)
-				mappings := make(chan netip.AddrPort, 1000)
-				var socket *net.UDPConn
+				mappings, sockets := make(chan netip.AddrPort, 1000), make(chan *net.UDPConn, 1000)
 				server := r.udpServer(netip.AddrPortFrom(at, 0), func(c *net.UDPConn, from netip.AddrPort, payload []byte) {
-					socket = c
 					mappings <- from
+					sockets <- c
 					c.WriteToUDPAddrPort(payload, from)
 				})
 				gone, stays := r.ownUDP(at, netip.Addr{}), r.ownUDP(at, netip.Addr{})
@@ -405,7 +408,7 @@ func TestOwnUDPAbruptEnd(t *testing.T) {
 					}
 				}
 				down := func() uint64 { return r.server.Stats().Outbounds[through].PacketsDown }
-				mapping, before := <-mappings, down()
+				mapping, socket, before := <-mappings, <-sockets, down()
 				gone.Close()
 				const late = 50
 				for range late {
@@ -494,10 +497,7 @@ END`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []string
-	for _, m := range regexp.MustCompile(`(tcp|udp) \. (0x[0-9a-f]+)`).FindAllString(string(out), -1) {
-		got = append(got, m)
-	}
+	got := regexp.MustCompile(`(tcp|udp) \. (0x[0-9a-f]+)`).FindAllString(string(out), -1)
 	slices.Sort(got)
 	want := []string{"tcp . 0x02000000", "tcp . 0x02000007", "tcp . 0x02000008", "udp . 0x02000000", "udp . 0x02000007", "udp . 0x02000008"}
 	if !slices.Equal(got, want) {
@@ -565,6 +565,9 @@ func TestOwnLoopbackIsNoDestination(t *testing.T) {
 				before := r.server.Stats().Refused[NotProxied]
 				c, err := ownDialer("tcp", netip.Addr{}).Dial("tcp", netip.AddrPortFrom(address, uint16(p)).String())
 				opened, _ := c.(*net.TCPConn)
+				if opened != nil {
+					opened.SetDeadline(time.Now().Add(10 * time.Second))
+				}
 				expectReset(t, opened, err)
 				if n := r.server.Stats().Refused[NotProxied] - before; n != 1 {
 					t.Errorf("refused %d times", n)

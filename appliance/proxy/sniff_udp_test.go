@@ -529,28 +529,42 @@ func TestSniffUDPKeepsClient(t *testing.T) {
 	}
 }
 
-// What is replayed bears the mark that the kernel gives the rest of the flow, or else our own.
+// What is replayed bears the mark that the kernel gives the rest of the flow, or else our own. The socket is marked as our own always, lest
+// it be taken for a program's.
 func TestSniffUDPMark(t *testing.T) {
 	r := newRig(t, Options{}, nil)
 	r.forwarding()
 	(*namespace)(nil).run(t, `nft -f - <<END
 table inet look {
 	set seen { type mark; flags dynamic; }
-	chain output { type filter hook output priority 0; ip protocol udp oifname "wan" add @seen { meta mark }; }
+	chain output { type filter hook output priority 0; meta l4proto udp oifname "wan" add @seen { meta mark }; }
 }
 END`)
-	for _, mark := range []uint32{0, 0x04000007} {
-		r.verdicts.sniffTo(Route{Outbound: policy.OutboundDirect, Mark: mark})
-		server := r.udpServer(netip.AddrPortFrom(server4, 0), echo)
-		if err := r.udpClient(client4, 0).exchange(server, []byte("hello")); err != nil {
-			t.Error(err)
+	marks := map[netip.Addr][2]uint32{server4: {0, 0x04000007}, server6: {0, 0x04000008}}
+	for at, both := range marks {
+		for _, mark := range both {
+			r.verdicts.sniffTo(Route{Outbound: policy.OutboundDirect, Mark: mark})
+			server := r.udpServer(netip.AddrPortFrom(at, 0), echo)
+			for _, payload := range []string{"hello", ""} {
+				if err := r.udpClient(at, 0).exchange(server, []byte(payload)); err != nil {
+					t.Error(err)
+				}
+			}
 		}
+		fd, err := openReplay(endpointOf(netip.AddrPortFrom(sameFamily(at), 0)), testMark)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err != nil || mark != int(testMark) {
+			t.Errorf("the socket has the mark %#x, %v", mark, err)
+		}
+		unix.Close(fd)
 	}
 	out, err := exec.Command("nft", "list", "set", "inet", "look", "seen").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []uint32{testMark, 0x04000007} {
+	for _, want := range []uint32{testMark, 0x04000007, 0x04000008} {
 		if !strings.Contains(string(out), fmt.Sprintf("%#08x", want)) {
 			t.Errorf("no datagram had the mark %#08x: %s", want, out)
 		}

@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -9,30 +11,38 @@ import (
 )
 
 // replay sends datagrams on to where their client sent them, in the client's name, so that the server
-// knows them as part of the flow that the kernel forwards, and answers the client.
+// knows them as part of the flow that the kernel forwards, and answers the client. They have the mark, which the
+// socket has not: that is known as the daemon's own.
 func (s *shard) replay(key flowKey, mark uint32, datagrams [][]byte) Reason {
-	if mark == 0 {
-		mark = s.server().options.Mark
-	}
-	fd, err := openReplay(key.client, mark)
+	fd, err := openReplay(key.client, s.server().options.Mark)
 	if err != nil {
 		s.server().log.Debug("udp flow refused", "client", key.client.addrPort(), "destination", key.remote.addrPort(), "error", err)
 		return SocketFailed
 	}
 	defer unix.Close(fd)
-	var to sockaddr
-	length := key.remote.writeSockaddr(&to)
-	s.flush()
-	// No segmentation: it needs more of the path than single datagrams do, and there are few.
-	socket := udpSocket{registration: registration{fd: fd}, noSegmentation: 1}
-	s.out.begin(&socket)
-	for _, d := range datagrams {
-		s.out.add(nil, d, &to, length)
+	to, marked, up := key.remote.sockaddr(), markMessage(mark), &s.server().traffic(policy.OutboundDirect).up
+	for _, d := range datagrams { // one by one: there are few
+		if _, err := unix.SendmsgN(fd, d, marked, to, unix.MSG_DONTWAIT); err != nil {
+			s.server().refuse(SendFailed, 1)
+			continue
+		}
+		up.add(1, len(d))
 	}
-	r := s.out.end()
-	s.server().traffic(policy.OutboundDirect).up.add(r.packets, r.bytes)
-	s.server().refuse(SendFailed, r.lost)
 	return 0
+}
+
+// markMessage is the control message that gives one datagram another firewall mark than its socket's, if it is not 0
+// (Linux 5.5).
+func markMessage(mark uint32) []byte {
+	if mark == 0 {
+		return nil
+	}
+	b := make([]byte, unix.CmsgSpace(4))
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = unix.SOL_SOCKET, unix.SO_MARK
+	h.SetLen(unix.CmsgLen(4))
+	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], mark)
+	return b
 }
 
 // openReplay opens a socket bound to a client's address. It must not be connected, not for a moment:

@@ -1,6 +1,8 @@
 package sysctl
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -172,5 +174,28 @@ func TestReadme(t *testing.T) {
 	}
 	if !found || !slices.Equal(strings.Split(strings.TrimRight(table, "\n"), "\n"), want) {
 		t.Errorf("README.md does not have the list of kernel parameters as it is:\n%s%s", begin, strings.Join(want, "\n"))
+	}
+}
+
+// TestApplianceHasTheList: the images and the NixOS module set the parameters of this list, which they read from images/appliance.json.
+func TestApplianceHasTheList(t *testing.T) {
+	text, err := os.ReadFile("../../images/appliance.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var appliance struct{ Sysctls []Parameter }
+	if err := json.Unmarshal(text, &appliance); err != nil {
+		t.Fatal(err)
+	}
+	listed, err := json.Marshal(appliance.Sysctls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := json.Marshal(List())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(listed, want) {
+		t.Errorf("images/appliance.json has other sysctls than `sidegate sysctls --json`:\n%s\n%s", listed, want)
 	}
 }

@@ -8,7 +8,7 @@
 // It reads as: an Upstream has a transport. The transport of udp is itself (udp.go); the others are a
 // pool of links (pool.go), each a session (stream.go, https.go, h3.go, doq.go) with one of the
 // addresses (reach.go) that the host has (locate.go). question.go says what is sent, and what counts
-// as an answer to it.
+// as an answer to it; folding.go, what becomes of answers that do not repeat the question's spelling.
 package exchange
 
 import (
@@ -40,8 +40,10 @@ type Options struct {
 	CAFile string
 	// ServerName is what the certificate must be for, instead of the URL's host.
 	ServerName string
-	// Timeout bounds an Exchange: looking up, connecting, asking and asking again. 0 is 2 s.
+	// Timeout is the time for looking up, connecting, asking and asking again. 0 is 2 s.
 	Timeout time.Duration
+	// Overtime is for how long beyond Timeout the answer to what was asked is waited for still. 0: not at all.
+	Overtime time.Duration
 	// Log is told what an owner may want to know of an upstream's habits, once. May be nil.
 	Log *slog.Logger
 }
@@ -59,7 +61,7 @@ type Upstream struct {
 	endpoint  *endpoint
 	located   *locator
 	transport transport
-	timeout   time.Duration
+	bound     time.Duration // of an Exchange
 	life      *life
 	slots     chan struct{}
 }
@@ -97,7 +99,7 @@ func (u *Upstream) exchange(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
 		return nil, net.ErrClosed
 	}
 	defer u.life.end()
-	ctx, cancel := context.WithTimeout(ctx, u.timeout)
+	ctx, cancel := context.WithTimeout(ctx, u.bound)
 	defer cancel()
 	defer context.AfterFunc(u.life.ctx, cancel)()
 	select {

@@ -19,7 +19,8 @@ import (
 
 // New makes the upstream that a URL describes, without any traffic:
 //
-//	udp://HOST[:53]            plain DNS; by TCP where the answer is truncated or may be forged
+//	udp://HOST[:53]            plain DNS; by TCP where the answer is truncated or may be forged. A server that
+//	                           changes the case of names and has no TCP is believed once 3 answers agree.
 //	tcp://HOST[:53]            plain DNS by TCP
 //	tls://HOST[:853]           DNS over TLS (RFC 7858)
 //	https://HOST[:443][/PATH]  DNS over HTTPS (RFC 8484), by HTTP/2; the path is /dns-query
@@ -67,7 +68,7 @@ func parse(name, rawURL string, o Options) (*Upstream, error) {
 		e.host = address.String()
 	}
 
-	u := &Upstream{name: name, scheme: s.name, endpoint: e, timeout: o.Timeout, life: newLife(), slots: make(chan struct{}, maxQuestions)}
+	u := &Upstream{name: name, scheme: s.name, endpoint: e, bound: o.Timeout + o.Overtime, life: newLife(), slots: make(chan struct{}, maxQuestions)}
 	if err := u.place(address, o); err != nil {
 		return nil, err
 	}

@@ -87,7 +87,8 @@ func (p *pool) ask(ctx context.Context, q *question) (reply, error) {
 
 // askOn asks on a link that was acquired, and releases it; worked says whether the link ever answered.
 // One that did, and now says nothing at all for half of the timeout, is given up while there is time
-// for another one: its peer may be gone without a word.
+// for another one: its peer may be gone without a word. One that never did has as long as connecting may
+// take; then other questions are asked elsewhere, and this one may wait on.
 func (p *pool) askOn(ctx context.Context, l *link, q *question) (r reply, worked bool, err error) {
 	begun := time.Now()
 	asking, cancel := context.WithCancelCause(ctx)
@@ -97,6 +98,13 @@ func (p *pool) askOn(ctx context.Context, l *link, q *question) (r reply, worked
 		defer p.mu.Unlock()
 		if l.proven && l.heard.Before(begun) {
 			cancel(errSilent)
+		}
+	}).Stop()
+	defer time.AfterFunc(p.connectTimeout, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if l.load > 0 && l.heard.Before(begun) {
+			p.retire(l)
 		}
 	}).Stop()
 	r, err = l.ask(asking, q)

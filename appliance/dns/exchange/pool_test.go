@@ -245,3 +245,40 @@ func TestSilent(t *testing.T) {
 		p.life.close()
 	})
 }
+
+// TestMute has a link that accepts questions and says nothing for long: when connecting could have been over other
+// questions are asked on another link, and the first one may still be answered on its own.
+func TestMute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := &script{answer: at(5 * time.Second)}
+		p, opened := scripted(t, streamLimits, func(n int) (*script, error) {
+			if n == 1 {
+				return first, nil
+			}
+			return &script{answer: at(0)}, nil
+		})
+		p.connectTimeout = p.timeout * 3 / 4
+		var waiting sync.WaitGroup
+		waiting.Go(func() {
+			begun := time.Now()
+			if _, err := p.ask(t.Context(), nil); err != nil || time.Since(begun) != 5*time.Second {
+				t.Errorf("%v after %v", err, time.Since(begun))
+			}
+		})
+		time.Sleep(p.connectTimeout)
+		synctest.Wait()
+		begun := time.Now()
+		if err := p.try(t.Context()); err != nil || time.Since(begun) != 0 || len(*opened) != 2 {
+			t.Errorf("%v after %v, opened at %v", err, time.Since(begun), *opened)
+		}
+		if first.closed.Load() {
+			t.Error("the first link was closed under its question")
+		}
+		waiting.Wait()
+		synctest.Wait()
+		if !first.closed.Load() {
+			t.Error("the first link was not closed after its question")
+		}
+		p.life.close()
+	})
+}

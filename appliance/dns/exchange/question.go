@@ -29,6 +29,7 @@ type shape struct {
 
 // question is a query on its way to an upstream.
 type question struct {
+	shape
 	asked *dns.Msg // the caller's
 	name  string   // the name as sent
 	wire  []byte   // with the id 0
@@ -59,7 +60,7 @@ func isBadAnswer(err error) bool {
 var oneHop = []uint16{dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE, dns.EDNS0PADDING}
 
 func newQuestion(asked *dns.Msg, s shape) (*question, error) {
-	q := &question{asked: asked, name: asked.Question[0].Name}
+	q := &question{shape: s, asked: asked, name: asked.Question[0].Name}
 	if s.randomCase {
 		q.name = randomCase(q.name)
 	}

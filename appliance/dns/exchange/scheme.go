@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 )
 
 // scheme is one kind of upstream that a URL can describe.
@@ -48,7 +47,10 @@ var (
 )
 
 func newUDP(p parts) transport {
-	return &udp{p.endpoint, p.pool(openStream(p.endpoint, nil), streamLimits), p.Timeout, p.Log, atomic.Bool{}}
+	return &udp{
+		endpoint: p.endpoint, tcp: p.pool(openStream(p.endpoint, nil), streamLimits), timeout: p.Timeout,
+		folding: folding{log: p.Log, host: p.endpoint.host},
+	}
 }
 
 func newTCP(p parts) transport {

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,10 +13,13 @@ import (
 )
 
 // resend are the parts of the timeout after which a question is sent again: loss is the rule on Wi-Fi,
-// and the server's own time-outs are longer.
-var resend = []float64{0.2, 0.5}
+// and the server's own time-outs are longer. The last ones are for overtime: a server that was away is back.
+var resend = []float64{0.2, 0.5, 1, 2}
 
 const (
+	// maxRefused sendings may meet a refusal: anybody who guesses the port can send such an ICMP error, and a
+	// server may be restarting.
+	maxRefused = 2
 	// maxWrong datagrams from the server's address that are no answer are dropped; after that many
 	// somebody is guessing, and the question goes by TCP.
 	maxWrong = 8
@@ -32,27 +33,24 @@ type udp struct {
 	endpoint *endpoint
 	tcp      *pool
 	timeout  time.Duration
-	log      *slog.Logger
-	// folds says that the server does not keep the case of names, so that random case would send every
-	// question by TCP.
-	folds atomic.Bool
+	folding
 }
 
 // heard is how asking by UDP ended: with an answer, or with a reason to ask by TCP.
 type heard struct {
-	reply
+	reply  // of an answer that is whole
 	byTCP  bool
 	folded bool // the answer had the name in another case: a server's habit, or a forgery
 }
 
 func (u *udp) exchange(ctx context.Context, asked *dns.Msg) (*dns.Msg, error) {
-	q, err := newQuestion(asked, shape{randomCase: !u.folds.Load()})
+	q, err := newQuestion(asked, shape{randomCase: !u.folds()})
 	if err != nil {
 		return nil, err
 	}
 	m, err := u.ask(ctx, q)
 	if err == nil && m.knowsNoEDNS() {
-		if q, err = newQuestion(asked, shape{randomCase: !u.folds.Load(), bare: true}); err == nil {
+		if q, err = newQuestion(asked, shape{randomCase: !u.folds(), bare: true}); err == nil {
 			m, err = u.ask(ctx, q)
 		}
 	}
@@ -60,22 +58,24 @@ func (u *udp) exchange(ctx context.Context, asked *dns.Msg) (*dns.Msg, error) {
 }
 
 func (u *udp) ask(ctx context.Context, q *question) (reply, error) {
-	h, err := reach(ctx, u.endpoint, func(ctx context.Context, to netip.AddrPort) (heard, error) {
-		return u.send(ctx, to, q)
-	}, func(heard) {})
-	if err != nil || !h.byTCP {
+	h, err := u.reach(ctx, q)
+	switch {
+	case err != nil || !h.byTCP:
 		return h.reply, err
+	case h.folded && h.Msg != nil:
+		return u.confirm(ctx, q, h.reply)
 	}
 	r, err := u.tcp.ask(ctx, q)
 	if err != nil {
 		return r, fmt.Errorf("asking again by tcp: %w", err)
 	}
-	// Only the server itself can have said this: nobody off the path answers by TCP. Where the case is
-	// kept there, the datagram was forged, and nothing is learned from it.
-	if h.folded && !r.keepsCase && u.folds.CompareAndSwap(false, true) {
-		u.log.Warn("dns upstream does not repeat names as they were asked: forged answers are easier to make", "upstream", u.endpoint.host)
-	}
 	return r, nil
+}
+
+func (u *udp) reach(ctx context.Context, q *question) (heard, error) {
+	return reach(ctx, u.endpoint, func(ctx context.Context, to netip.AddrPort) (heard, error) {
+		return u.send(ctx, to, q)
+	}, func(heard) {})
 }
 
 // send asks one address until an answer comes or the context ends.
@@ -99,9 +99,8 @@ func (u *udp) send(ctx context.Context, to netip.AddrPort, q *question) (heard, 
 			// A refusal is what the last datagram met.
 			return heard{}, ended(ctx, err)
 		}
-		last := sent == len(resend)
 		until := time.Time{}
-		if !last {
+		if sent < len(resend) {
 			until = begun.Add(time.Duration(resend[sent] * float64(u.timeout)))
 		}
 		c.SetReadDeadline(until)
@@ -122,10 +121,8 @@ func (u *udp) send(ctx context.Context, to netip.AddrPort, q *question) (heard, 
 				continue
 			case ctx.Err() != nil:
 				return heard{}, ctx.Err()
-			case errors.Is(err, syscall.ECONNREFUSED) && !last:
-				// Anybody who guesses the port can send such an ICMP error, and a server may be restarting:
-				// wait for the next sending.
-				continue
+			case errors.Is(err, syscall.ECONNREFUSED) && sent < maxRefused:
+				continue // the next sending may fare better
 			case isTimeout(err):
 			default:
 				return heard{}, err
@@ -139,10 +136,11 @@ func (u *udp) send(ctx context.Context, to netip.AddrPort, q *question) (heard, 
 func (u *udp) judge(q *question, datagram []byte, id uint16, wrong *int) (h heard, over bool) {
 	r, err := q.read(datagram, id)
 	switch {
-	case err == nil && (r.keepsCase || u.folds.Load()):
-		return heard{reply: r}, true
-	case err == nil, errors.Is(err, errTruncated):
-		return heard{byTCP: true, folded: !r.keepsCase}, true
+	case err == nil:
+		folded := !r.keepsCase && !u.folds()
+		return heard{reply: r, byTCP: folded, folded: folded}, true
+	case errors.Is(err, errTruncated):
+		return heard{byTCP: true}, true
 	}
 	*wrong++
 	return heard{byTCP: true}, *wrong > maxWrong

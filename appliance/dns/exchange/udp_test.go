@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -106,52 +105,6 @@ func TestGuessed(t *testing.T) {
 	}
 }
 
-// lowered answers with the name in lower case.
-func lowered(q *dns.Msg) *dns.Msg {
-	m := honest(q)
-	m.Question[0].Name = strings.ToLower(m.Question[0].Name)
-	return m
-}
-
-// TestCase has servers, and attackers, that do not repeat the case of a name.
-func TestCase(t *testing.T) {
-	const name = "a-name-with-so-many-letters.that-chance-hardly-leaves-it-as-it-is.example."
-	for _, row := range []struct {
-		name    string
-		tcp     func(*dns.Msg) *dns.Msg
-		learned bool
-	}{
-		{"a server's habit", lowered, true},
-		{"a forgery", honest, false},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			noLeaks(t)
-			var byUDP, byTCP atomic.Int32
-			at := serveUDP(t, "127.0.0.1:0", func(d datagram) {
-				byUDP.Add(1)
-				d.reply(pack(lowered(d.Msg)))
-			})
-			serveTCP(t, at.String(), func(c *net.TCPConn) {
-				converse(c, func(q *dns.Msg) []byte {
-					byTCP.Add(1)
-					return frame(pack(row.tcp(q)))
-				})
-			})
-			u := upstream(t, "udp://"+at.String(), Options{})
-			for range 5 {
-				wantA(t, u, name)
-			}
-			want := int32(5)
-			if row.learned {
-				want = 1
-			}
-			if byUDP.Load() != 5 || byTCP.Load() != want {
-				t.Errorf("%d questions by udp and %d by tcp; want 5 and %d", byUDP.Load(), byTCP.Load(), want)
-			}
-		})
-	}
-}
-
 // TestTruncated wants TCP after a truncated answer, whatever else is in it, and never its content.
 func TestTruncated(t *testing.T) {
 	noLeaks(t)
@@ -179,7 +132,33 @@ func TestLost(t *testing.T) {
 					d.reply(pack(honest(d.Msg)))
 				}
 			})
-			wantA(t, upstream(t, "udp://"+at.String(), Options{Timeout: 500 * time.Millisecond}), "www.example.")
+			wantA(t, upstream(t, "udp://"+at.String(), Options{Timeout: 500 * time.Millisecond, Overtime: 5 * time.Second}), "www.example.")
+		})
+	}
+}
+
+// TestLate takes the answer to the first sending when the timeout is over, as long as there is overtime, and no longer.
+func TestLate(t *testing.T) {
+	for _, overtime := range []time.Duration{0, 10 * time.Second} {
+		t.Run(overtime.String(), func(t *testing.T) {
+			noLeaks(t)
+			const timeout = 100 * time.Millisecond
+			var first datagram
+			sendings := 0
+			at := serveUDP(t, "127.0.0.1:0", func(d datagram) {
+				if sendings++; sendings == 1 {
+					first = d
+				}
+				if sendings == len(resend)+1 { // the last one, when the timeout is over
+					first.reply(pack(honest(first.Msg)))
+				}
+			})
+			u := upstream(t, "udp://"+at.String(), Options{Timeout: timeout, Overtime: overtime})
+			if overtime == 0 {
+				wantError(t, u, timeout+5*time.Second, "no answer within ")
+				return
+			}
+			wantA(t, u, "www.example.")
 		})
 	}
 }

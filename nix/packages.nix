@@ -1,0 +1,5 @@
+{ pkgs, ... }:
+{
+  inherit (pkgs) sidegate;
+  default = pkgs.sidegate;
+}
