@@ -20,6 +20,7 @@ type Host struct {
 	name       string
 	ns         *namespace
 	interfaces []Interface
+	replaced   bool // by a machine: it has no addresses and routes
 }
 
 // Interface is a host's connection to a segment. Addr4 and Addr6 carry the segment's prefix length.
