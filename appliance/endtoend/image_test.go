@@ -122,7 +122,7 @@ func (b machineBox) restart(t *testing.T) {
 func TestImage(t *testing.T) {
 	disk := image(t)
 	s := newStage(t)
-	s.box = startImage(t, s.world, lab.MachineOptions{UEFI: true, Disks: []string{disk, drive(t, "SIDEGATE", map[string]string{
+	s.subject = startImage(t, s.world, lab.MachineOptions{UEFI: true, Disks: []string{disk, drive(t, "SIDEGATE", map[string]string{
 		"sidegate.yaml": strings.ReplaceAll(s.first(), "\n", "\r\n"), // as of Windows
 		"network": fmt.Sprintf("# the box\r\ninterface = eth0\r\naddress = %s\r\naddress = %s\r\ngateway = %s\r\ngateway = %s\r\n",
 			s.sidegate().Interface().Addr4, s.sidegate().Interface().Addr6, s.router().Addr4(), s.router().Addr6()),

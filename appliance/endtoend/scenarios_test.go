@@ -15,8 +15,8 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// box is a side router that is played with, whatever it is: the program in a namespace, or the image in a virtual machine.
-type box interface {
+// subject is a side router that is played with, whatever it is: the program in a namespace, or the image in a virtual machine.
+type subject interface {
 	configure(t *testing.T, config string) error     // has it taken, by a start or a reload
 	try(t *testing.T, script string) (string, error) // runs it in a shell on the box, where sidegate is the program
 	crash(t *testing.T)                              // kills the daemon
@@ -27,7 +27,7 @@ type box interface {
 // stage is where scenarios are played, one after the other.
 type stage struct {
 	*namesWorld
-	box
+	subject
 	services
 	outbounds string // section of every configuration
 }
@@ -283,7 +283,7 @@ func (b *namespaceBox) restart(t *testing.T) {
 func TestScenarios(t *testing.T) {
 	s := newStage(t)
 	b := &namespaceBox{s, t}
-	s.box = b
+	s.subject = b
 	s.start(t, s.first())
 	s.playsAll(t)
 }
