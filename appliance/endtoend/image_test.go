@@ -192,4 +192,3 @@ func at(t *testing.T, log, line string) float64 {
 	need(t, err)
 	return seconds
 }
-
