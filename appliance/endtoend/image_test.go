@@ -17,12 +17,12 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// image is the disk that make image builds; without it, what needs it is skipped. (vmtests/images.sh)
+// image is the disk that make image builds; without it, what needs it is skipped.
 func image(t *testing.T) (disk string) {
 	t.Helper()
 	packed := os.Getenv("SIDEGATE_IMAGE")
 	if packed == "" {
-		t.Skip("needs an image of the appliance, in SIDEGATE_IMAGE: make vmtest")
+		t.Skip("needs an image of the appliance: make image, then SIDEGATE_IMAGE=$PWD/bin/image/sidegate.img.gz make test RUN=TestImage")
 	}
 	f, err := os.Open(packed)
 	need(t, err)
