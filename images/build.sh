@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # Builds the appliance without Nix, from a kernel and busybox of this Debian and bin/sidegate:
 #
-#   images/build.sh [KERNEL]     a package, such as linux-image-6.12-amd64; linux-image-6.12-cloud-amd64 if none is named
+#   images/build.sh KERNEL DIRECTORY     KERNEL as scripts/kernel.sh has it, such as linux-image-6.12-amd64
 #
-#   bin/image/sidegate.img.gz    a disk that PCs and virtual machines start from, by UEFI or BIOS
-#   bin/image/oci                the gateway alone, as an OCI image layout
+#   DIRECTORY/sidegate.img.gz            a disk that PCs and virtual machines start from, by UEFI or BIOS
+#   DIRECTORY/oci                        the gateway alone, as an OCI image layout
 #
 # What is in it is said by appliance.json. Nothing is installed or mounted, and nothing needs root. The same sources and
 # packages make the same bytes.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 cd "$(dirname "$0")/.."
-kernel=$(scripts/kernel.sh "${1:-linux-image-6.12-cloud-amd64}")
+[[ $# -eq 2 ]] || {
+	sed -n '2,/^set/s/^# \{0,1\}//p' images/build.sh >&2
+	exit 2
+}
+kernel=$(scripts/kernel.sh "$1")
+out=$2
 release=$(ls "$kernel/lib/modules")
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1)
 export SOURCE_DATE_EPOCH
@@ -19,7 +24,6 @@ if ldd "$(command -v busybox)" >/dev/null 2>&1; then
 	echo 'build.sh: busybox needs libraries here: install busybox-static' >&2
 	exit 1
 fi
-out=bin/image
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 rm -rf "$out"

@@ -55,6 +55,8 @@ bench     unbound         unbound
 bench     dnsperf         dnsperf
 
 vm        /usr/share/OVMF/OVMF_CODE_4M.fd ovmf
+vm        podman          podman
+vm        crun            crun
 vm        qemu-system-x86_64 qemu-system-x86
 vm        busybox         busybox-static
 vm        cpio            cpio
@@ -75,7 +77,7 @@ services='danted squid microsocks iperf3 nftables unbound unbound-resolvconf ngi
 
 # What a system may lack without being the wrong one: tests that need it are skipped, and say so.
 # Ubuntu has Chromium as a snap only, which cannot be started inside a network namespace.
-optional=' chromium '
+optional=' chromium podman crun '
 
 say() { printf 'install-deps: %s\n' "$*" >&2; }
 die() {

@@ -17,12 +17,12 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// image is the disk that make image builds; without it, what needs it is skipped.
+// image is the disk that make image builds; without it, what needs it is skipped. (vmtests/images.sh)
 func image(t *testing.T) (disk string) {
 	t.Helper()
 	packed := os.Getenv("SIDEGATE_IMAGE")
 	if packed == "" {
-		t.Skip("needs an image of the appliance: make image, then SIDEGATE_IMAGE=$PWD/bin/image/sidegate.img.gz make test RUN=TestImage")
+		t.Skip("needs an image of the appliance, in SIDEGATE_IMAGE: make vmtest")
 	}
 	f, err := os.Open(packed)
 	need(t, err)
@@ -122,12 +122,12 @@ func (b machineBox) restart(t *testing.T) {
 func TestImage(t *testing.T) {
 	disk := image(t)
 	s := newStage(t)
-	s.subject = startImage(t, s.world, lab.MachineOptions{UEFI: true, Disks: []string{disk, drive(t, "SIDEGATE", map[string]string{
+	s.sideRouter = startImage(t, s.world, lab.MachineOptions{UEFI: true, Disks: []string{disk, drive(t, "SIDEGATE", map[string]string{
 		"sidegate.yaml": strings.ReplaceAll(s.first(), "\n", "\r\n"), // as of Windows
 		"network": fmt.Sprintf("# the box\r\ninterface = eth0\r\naddress = %s\r\naddress = %s\r\ngateway = %s\r\ngateway = %s\r\n",
 			s.sidegate().Interface().Addr4, s.sidegate().Interface().Addr6, s.router().Addr4(), s.router().Addr6()),
 	})}})
-	s.playsAll(t)
+	s.playsAll(t, true)
 }
 
 // TestImageFirstStart: an image that nobody has configured, on a PC with BIOS in a LAN with DHCP, forwards everything past itself, has
@@ -170,10 +170,8 @@ func TestImageFirstStart(t *testing.T) {
 		t.Error("that is more than 5 s")
 	}
 
-	_, err = b.try(t, "exec /usr/lib/sidegate/console.sh & sleep 5; kill $!") // the console as it is by now
-	if err != nil {
-		t.Log(err)
-	}
+	_, err = b.try(t, "/usr/lib/sidegate/console.sh & sleep 5; kill $!") // the console as it is by now
+	need(t, err)
 	for _, want := range []string{"  192.168.0.2/24 on eth0\n", "default direct", "Serving since ", "labelled\nSIDEGATE", "labelled SGBOOT"} {
 		if !strings.Contains(b.Console(), want) {
 			t.Errorf("the console does not say %q", want)

@@ -1,0 +1,76 @@
+package endtoend
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sidegate/appliance/lab"
+)
+
+// TestContainer plays with the OCI image, run by podman and crun with host networking and the capabilities of appliance.json, and no others.
+func TestContainer(t *testing.T) {
+	image := os.Getenv("SIDEGATE_OCI")
+	if image == "" {
+		t.Skip("needs an OCI image of the gateway, in SIDEGATE_OCI: make vmtest")
+	}
+	for _, program := range []string{"podman", "crun"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %[1]s: install the package %[1]s", program)
+		}
+	}
+	var appliance struct{ Capabilities []string }
+	text, err := os.ReadFile("../../images/appliance.json")
+	need(t, err)
+	need(t, json.Unmarshal(text, &appliance))
+
+	s := newStage(t)
+	dir := t.TempDir()
+	need(t, errors.Join(os.Mkdir(dir+"/configuration", 0o755), os.Mkdir(dir+"/run", 0o755)))
+	config := dir + "/configuration/sidegate.yaml"
+	need(t, os.WriteFile(config, []byte(s.first()), 0o600))
+	state, err := s.sidegate().MountBPF()
+	need(t, err)
+	podman := []string{
+		"exec", "podman", "--root", dir + "/root", "--runroot", dir + "/runroot", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs",
+		"--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "crun", "run", "--rm", "--network", "host",
+		"--cgroups", "disabled", "--cgroupns", "host", "--ulimit", "nofile=10000:10000", "--ulimit", "nproc=10000:10000", "--security-opt", "apparmor=unconfined",
+		"-v", state + ":/sys/fs/bpf", "-v", "/sys/fs/cgroup:/sys/fs/cgroup", "-v", dir + "/configuration:/etc/sidegate", "-v", dir + "/run:/run",
+		"--cap-drop", "all",
+	}
+	for _, c := range appliance.Capabilities {
+		podman = append(podman, "--cap-add", strings.TrimPrefix(c, "CAP_"))
+	}
+	// Crun refuses a machine that has cgroups of both versions; the container sees the second.
+	script := "mount --make-rprivate /; [ ! -d /sys/fs/cgroup/unified ] || mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup\n" +
+		strings.Join(append(podman, "oci:"+image), " ")
+	p, err := s.sidegate().Command(t.Context(), "unshare", "-m", "sh", "-c", script).Start()
+	need(t, err)
+	s.gateway = &lab.Gateway{Process: p, Config: config, Socket: filepath.Join(dir, "run/sidegate/admin.sock")}
+	b := &namespaceBox{s, t}
+	s.sideRouter = b
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Logf("the container's last words:\n%s", p.Tail(30))
+		}
+	})
+	need(t, lab.Wait(within(t, time.Minute), "the container to serve", func() error {
+		select {
+		case <-p.Done():
+			return fmt.Errorf("it has ended: %w", p.Wait())
+		default:
+		}
+		_, err := b.try(t, "sidegate status >/dev/null")
+		return err
+	}))
+	s.playsAll(t, false)
+}
