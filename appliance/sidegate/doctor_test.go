@@ -22,7 +22,8 @@ func TestFixAsks(t *testing.T) {
 	}{
 		{answers: "y\ny\ny\n", want: []string{"a", "b", "c"}},
 		{answers: "n\nY\nno\n", want: []string{"b"}},
-		{answers: "\n  y  \nyes\n", want: []string{"b"}},
+		{answers: "\n  y  \nYes\n", want: []string{"b", "c"}},
+		{answers: "yesterday\nyy\ny n\n"},
 		{answers: "y", want: []string{"a"}},
 		{answers: ""},
 		{yes: true, want: []string{"a", "b", "c"}},
