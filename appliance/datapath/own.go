@@ -252,10 +252,11 @@ func cString(b []uint8) string {
 	return text
 }
 
-// setSources tells the programs by which addresses the box is known.
+// setSources tells the programs by which addresses the box is known: by none where its own connections are left alone, for such an
+// address may be another's the next time.
 func (s *state) setSources(own *Own) error {
 	if own == nil {
-		return nil
+		own = &Own{}
 	}
 	for slot, a := range map[gatewayOwnNumber]netip.Addr{
 		gatewayOwnNumberOWN_NUMBER_SOURCE4: own.Source4, gatewayOwnNumberOWN_NUMBER_SOURCE6: own.Source6,
