@@ -119,15 +119,32 @@ int own_getsockname6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-/* Run for each socket when the daemon reads the list. */
-SEC("iter/bpf_sk_storage_map")
-int own_list(struct bpf_iter__bpf_sk_storage_map *ctx)
+/* A socket is closed by the last that has it. */
+SEC("cgroup/sock_release")
+int own_release(struct bpf_sock *ctx)
 {
-	struct own_socket *own = ctx->value;
-	struct sock *sk = ctx->sk;
+	socket_delist(ctx);
+	return ALLOW;
+}
 
-	if (sk && own)
-		list_socket(ctx->meta->seq, sk, own);
+/* Run for each socket of the network namespace when the daemon reads the list. */
+SEC("iter/tcp")
+int own_list_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *sk = ctx->sk_common;
+
+	if (sk)
+		list_socket(ctx->meta->seq, sk, IPPROTO_TCP);
+	return 0;
+}
+
+SEC("iter/udp")
+int own_list_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *sk = ctx->udp_sk;
+
+	if (sk)
+		list_socket(ctx->meta->seq, (struct sock_common *)sk, IPPROTO_UDP);
 	return 0;
 }
 

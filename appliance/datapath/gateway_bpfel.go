@@ -361,6 +361,7 @@ const (
 	gatewayMapNames               = "names"
 	gatewayMapOrigins             = "origins"
 	gatewayMapOwnAddresses        = "own_addresses"
+	gatewayMapOwnConnected        = "own_connected"
 	gatewayMapOwnNumbers          = "own_numbers"
 	gatewayMapOwnSockets          = "own_sockets"
 	gatewayMapProcessNameBits     = "process_name_bits"
@@ -386,8 +387,10 @@ const (
 	gatewayProgOwnConnect6        = "own_connect6"
 	gatewayProgOwnGetsockname4    = "own_getsockname4"
 	gatewayProgOwnGetsockname6    = "own_getsockname6"
-	gatewayProgOwnList            = "own_list"
+	gatewayProgOwnListTcp         = "own_list_tcp"
+	gatewayProgOwnListUdp         = "own_list_udp"
 	gatewayProgOwnLoopback        = "own_loopback"
+	gatewayProgOwnRelease         = "own_release"
 	gatewayProgOwnSendmsg4        = "own_sendmsg4"
 	gatewayProgOwnSendmsg6        = "own_sendmsg6"
 	gatewayProgPolicyQuery        = "policy_query"
@@ -470,8 +473,10 @@ type gatewayProgramSpecs struct {
 	OwnConnect6     *ebpf.ProgramSpec `ebpf:"own_connect6"`
 	OwnGetsockname4 *ebpf.ProgramSpec `ebpf:"own_getsockname4"`
 	OwnGetsockname6 *ebpf.ProgramSpec `ebpf:"own_getsockname6"`
-	OwnList         *ebpf.ProgramSpec `ebpf:"own_list"`
+	OwnListTcp      *ebpf.ProgramSpec `ebpf:"own_list_tcp"`
+	OwnListUdp      *ebpf.ProgramSpec `ebpf:"own_list_udp"`
 	OwnLoopback     *ebpf.ProgramSpec `ebpf:"own_loopback"`
+	OwnRelease      *ebpf.ProgramSpec `ebpf:"own_release"`
 	OwnSendmsg4     *ebpf.ProgramSpec `ebpf:"own_sendmsg4"`
 	OwnSendmsg6     *ebpf.ProgramSpec `ebpf:"own_sendmsg6"`
 	PolicyQuery     *ebpf.ProgramSpec `ebpf:"policy_query"`
@@ -509,6 +514,7 @@ type gatewayMapSpecs struct {
 	Names               *ebpf.MapSpec `ebpf:"names"`
 	Origins             *ebpf.MapSpec `ebpf:"origins"`
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
+	OwnConnected        *ebpf.MapSpec `ebpf:"own_connected"`
 	OwnNumbers          *ebpf.MapSpec `ebpf:"own_numbers"`
 	OwnSockets          *ebpf.MapSpec `ebpf:"own_sockets"`
 	ProcessNameBits     *ebpf.MapSpec `ebpf:"process_name_bits"`
@@ -605,6 +611,7 @@ type gatewayMaps struct {
 	Names               *ebpf.Map `ebpf:"names"`
 	Origins             *ebpf.Map `ebpf:"origins"`
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
+	OwnConnected        *ebpf.Map `ebpf:"own_connected"`
 	OwnNumbers          *ebpf.Map `ebpf:"own_numbers"`
 	OwnSockets          *ebpf.Map `ebpf:"own_sockets"`
 	ProcessNameBits     *ebpf.Map `ebpf:"process_name_bits"`
@@ -652,6 +659,7 @@ func (m *gatewayMaps) Close() error {
 		m.Names,
 		m.Origins,
 		m.OwnAddresses,
+		m.OwnConnected,
 		m.OwnNumbers,
 		m.OwnSockets,
 		m.ProcessNameBits,
@@ -715,8 +723,10 @@ type gatewayPrograms struct {
 	OwnConnect6     *ebpf.Program `ebpf:"own_connect6"`
 	OwnGetsockname4 *ebpf.Program `ebpf:"own_getsockname4"`
 	OwnGetsockname6 *ebpf.Program `ebpf:"own_getsockname6"`
-	OwnList         *ebpf.Program `ebpf:"own_list"`
+	OwnListTcp      *ebpf.Program `ebpf:"own_list_tcp"`
+	OwnListUdp      *ebpf.Program `ebpf:"own_list_udp"`
 	OwnLoopback     *ebpf.Program `ebpf:"own_loopback"`
+	OwnRelease      *ebpf.Program `ebpf:"own_release"`
 	OwnSendmsg4     *ebpf.Program `ebpf:"own_sendmsg4"`
 	OwnSendmsg6     *ebpf.Program `ebpf:"own_sendmsg6"`
 	PolicyQuery     *ebpf.Program `ebpf:"policy_query"`
@@ -734,8 +744,10 @@ func (p *gatewayPrograms) Close() error {
 		p.OwnConnect6,
 		p.OwnGetsockname4,
 		p.OwnGetsockname6,
-		p.OwnList,
+		p.OwnListTcp,
+		p.OwnListUdp,
 		p.OwnLoopback,
+		p.OwnRelease,
 		p.OwnSendmsg4,
 		p.OwnSendmsg6,
 		p.PolicyQuery,

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/lab"
@@ -163,7 +164,8 @@ const (
 
 // TestOwnShortLived: 1,000 processes, 50 at a time, of two units with opposite rules, open 10,000 connections by TCP and as many sockets
 // of UDP, and end. They share few ports, so that each unit gets those that the other one just had: the server hears each of them
-// by the way of its own unit, and all of TCP. When they are gone, nothing of a direct connection is left, and all that is left of proxied ones is closing.
+// by the way of its own unit, and all of TCP. When they are gone, nothing of a direct connection is left, in the
+// list of sockets neither, and all that is left of proxied ones is closing.
 func TestOwnShortLived(t *testing.T) {
 	b := newBox(t)
 	var heard census
@@ -227,6 +229,10 @@ default: block`))
 		s := b.status(t)
 		t.Logf("drops %v, proxy %+v, heard %v", s.Drops, s.Proxy, heard.count)
 	}
+	left := b.connected(t)
+	if n := len(left); n > 0 {
+		t.Errorf("%d sockets are gone, and in own_connected: %v", n, left)
+	}
 	for _, f := range b.flows(t) {
 		switch {
 		case f.Process == nil:
@@ -235,6 +241,27 @@ default: block`))
 			t.Errorf("it is over, and listed as open: %+v of %+v", f, *f.Process)
 		}
 	}
+}
+
+// connected are the cookies of the sockets in own_connected.
+func (b *box) connected(t *testing.T) (cookies []uint64) {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(b.gateway.State, "maps-v*"))
+	need(t, err)
+	if len(dirs) != 1 {
+		t.Fatalf("the maps are in %v", dirs)
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dirs[0], "own_connected"), nil)
+	need(t, err)
+	defer m.Close()
+	var cookie uint64
+	value := make([]byte, m.ValueSize())
+	all := m.Iterate()
+	for all.Next(&cookie, &value) {
+		cookies = append(cookies, cookie)
+	}
+	need(t, all.Err())
+	return cookies
 }
 
 // churn runs a process and says how many answers it lost.
