@@ -188,17 +188,21 @@ static __always_inline int socket_ignore(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-/* At every connect: it may have been steered before. */
-static __always_inline int socket_let(struct bpf_sock_addr *ctx, __u32 mark)
+/*
+ * At every connect: it may have been steered before. Then a UDP socket has its steered source still, and lo's program asks what was
+ * decided on it.
+ */
+static __always_inline int socket_let(struct bpf_sock_addr *ctx, const struct flow *flow)
 {
-	struct own_socket *steered = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
+	struct own_socket *own = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
 
-	if (steered) {
-		if (!socket_rebind(ctx, steered))
+	if (own) {
+		find_origin(&own->origin);
+		own->flow = *flow;
+		if (!socket_rebind(ctx, own))
 			return REFUSE;
-		bpf_sk_storage_delete(&own_sockets, ctx->sk);
 	}
-	return socket_mark(ctx, MARK_MASK | mark, mark & ~MARK_MASK) ? ALLOW : REFUSE;
+	return socket_mark(ctx, MARK_MASK | flow->mark, flow->mark & ~MARK_MASK) ? ALLOW : REFUSE;
 }
 
 static __always_inline int socket_steer(struct bpf_sock_addr *ctx, const struct flow *flow)
@@ -232,7 +236,7 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
 	if (flow.verdict == VERDICT_DIRECT)
-		return socket_let(ctx, flow.mark);
+		return socket_let(ctx, &flow);
 	return socket_steer(ctx, &flow);
 }
 
