@@ -112,3 +112,27 @@ func TestOwnAddressGoes(t *testing.T) {
 		})
 	}
 }
+
+// TestOwnConnectedForgotten: a policy that leaves the box's own connections alone takes its programs away, and with them what they would have
+// removed from the list of connections; one that does not keeps the list.
+func TestOwnConnectedForgotten(t *testing.T) {
+	d := opened(t)
+	p := &policy.Policy{Default: "direct"}
+	want := Desired{Policy: p, Own: &Own{}}
+	apply(t, d, want)
+	if err := d.OwnProblem(); err != nil {
+		t.Skip("the box's own connections cannot be decided here: ", err)
+	}
+	if err := d.state.maps.OwnConnected.Put(uint64(1), gatewayOwnSocket{}); err != nil {
+		t.Fatal(err)
+	}
+	var entry gatewayOwnSocket
+	apply(t, d, want)
+	if err := d.state.maps.OwnConnected.Lookup(uint64(1), &entry); err != nil {
+		t.Errorf("after a reload the connection is not in the list: %v", err)
+	}
+	apply(t, d, Desired{Policy: p})
+	if d.state.maps.OwnConnected.Lookup(uint64(1), &entry) == nil {
+		t.Error("nothing takes the connection from the list when it is closed, and it is there")
+	}
+}

@@ -229,9 +229,11 @@ default: block`))
 		s := b.status(t)
 		t.Logf("drops %v, proxy %+v, heard %v", s.Drops, s.Proxy, heard.count)
 	}
-	left := b.connected(t)
-	if n := len(left); n > 0 {
-		t.Errorf("%d sockets are gone, and in own_connected: %v", n, left)
+	list := ownConnected(t, b.gateway)
+	var cookie uint64
+	value := make([]byte, list.ValueSize())
+	for left := list.Iterate(); left.Next(&cookie, &value); {
+		t.Errorf("the socket %d is gone, and in own_connected", cookie)
 	}
 	for _, f := range b.flows(t) {
 		switch {
@@ -243,25 +245,18 @@ default: block`))
 	}
 }
 
-// connected are the cookies of the sockets in own_connected.
-func (b *box) connected(t *testing.T) (cookies []uint64) {
+// ownConnected is the list of the box's own sockets that connected.
+func ownConnected(t *testing.T, g *lab.Gateway) *ebpf.Map {
 	t.Helper()
-	dirs, err := filepath.Glob(filepath.Join(b.gateway.State, "maps-v*"))
+	dirs, err := filepath.Glob(filepath.Join(g.State, "maps-v*"))
 	need(t, err)
 	if len(dirs) != 1 {
 		t.Fatalf("the maps are in %v", dirs)
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(dirs[0], "own_connected"), nil)
 	need(t, err)
-	defer m.Close()
-	var cookie uint64
-	value := make([]byte, m.ValueSize())
-	all := m.Iterate()
-	for all.Next(&cookie, &value) {
-		cookies = append(cookies, cookie)
-	}
-	need(t, all.Err())
-	return cookies
+	t.Cleanup(func() { m.Close() })
+	return m
 }
 
 // churn runs a process and says how many answers it lost.
