@@ -227,6 +227,18 @@ int settle(struct __sk_buff *skb)
 	return TCX_PASS;
 }
 
+/* Says whether a TCP connection that the proxy carries has a socket, whichever end closed it: the key in the packet's data. */
+SEC("tc")
+int is_carried(struct __sk_buff *skb)
+{
+	struct packet p = {};
+
+	if (bpf_skb_load_bytes(skb, 0, &p.key, sizeof(p.key)))
+		return TCX_PASS;
+	p.ipv6 = !address_is_ipv4(&p.key.source);
+	return tcp_socket_state(skb, &p) ? TCX_PASS : TCX_DROP;
+}
+
 /* Answers a question to the policy, for the daemon: facts in, decision out, in the packet's data. */
 SEC("tc")
 int policy_query(struct __sk_buff *skb)

@@ -380,6 +380,7 @@ const (
 	gatewayMapSourcePortBits      = "source_port_bits"
 	gatewayMapSourcePorts         = "source_ports"
 	gatewayProgInject             = "inject"
+	gatewayProgIsCarried          = "is_carried"
 	gatewayProgLanEthernet        = "lan_ethernet"
 	gatewayProgLanIp              = "lan_ip"
 	gatewayProgNoRedirects        = "no_redirects"
@@ -466,6 +467,7 @@ type gatewaySpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gatewayProgramSpecs struct {
 	Inject          *ebpf.ProgramSpec `ebpf:"inject"`
+	IsCarried       *ebpf.ProgramSpec `ebpf:"is_carried"`
 	LanEthernet     *ebpf.ProgramSpec `ebpf:"lan_ethernet"`
 	LanIp           *ebpf.ProgramSpec `ebpf:"lan_ip"`
 	NoRedirects     *ebpf.ProgramSpec `ebpf:"no_redirects"`
@@ -716,6 +718,7 @@ type gatewayVariables struct {
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatewayPrograms struct {
 	Inject          *ebpf.Program `ebpf:"inject"`
+	IsCarried       *ebpf.Program `ebpf:"is_carried"`
 	LanEthernet     *ebpf.Program `ebpf:"lan_ethernet"`
 	LanIp           *ebpf.Program `ebpf:"lan_ip"`
 	NoRedirects     *ebpf.Program `ebpf:"no_redirects"`
@@ -737,6 +740,7 @@ type gatewayPrograms struct {
 func (p *gatewayPrograms) Close() error {
 	return _GatewayClose(
 		p.Inject,
+		p.IsCarried,
 		p.LanEthernet,
 		p.LanIp,
 		p.NoRedirects,
