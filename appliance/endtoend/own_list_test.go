@@ -15,7 +15,7 @@ func TestOwnListFull(t *testing.T) {
 	w.startPorts(t)
 	list := ownConnected(t, w.gateway)
 	listed := func(s *boxSocket) bool {
-		var value = make([]byte, list.ValueSize())
+		value := make([]byte, list.ValueSize())
 		cookie, err := unix.GetsockoptUint64(s.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 		need(t, err)
 		err = list.Lookup(cookie, &value)
