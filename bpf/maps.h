@@ -92,7 +92,7 @@ struct {
 
 /*
  * What was decided on sockets of the box that connect, by their cookie. It is for people, of those that are direct: no program looks at
- * them again. Storage of the socket would cost them three times as much. own_release removes the entries, and nobody else, so that
+ * them again. Storage of the socket would cost them more than all else at the hook. own_release removes the entries, and nobody else, so that
  * two threads that connect one socket never have another one's before them.
  */
 struct {
