@@ -92,6 +92,21 @@ static __always_inline bool is_own(const struct address *a)
 	return bpf_map_lookup_elem(&own_addresses, a);
 }
 
+/* Sent to the address by which the box is known: a comparison, where is_own is a search. Other own addresses may be there. */
+__noinline int is_for_box(const struct packet *p)
+{
+	const struct address *box;
+	__u32 number;
+
+	if (!p)
+		return false;
+	number = p->ipv6 ? OWN_NUMBER_SOURCE6 : OWN_NUMBER_SOURCE4;
+	box = bpf_map_lookup_elem(&own_numbers, &number);
+	return box &&
+	       !((p->key.destination.w[0] ^ box->w[0]) | (p->key.destination.w[1] ^ box->w[1]) |
+		 (p->key.destination.w[2] ^ box->w[2]) | (p->key.destination.w[3] ^ box->w[3]));
+}
+
 /*
  * The reply of a service that was reached from outside, by UDP: there is no SYN to tell. A socket of the box itself that is bound
  * to no address may reply by each.
@@ -308,6 +323,9 @@ static __always_inline int flow_packet(struct __sk_buff *skb, const struct packe
 
 	if (is_question(&p->key))
 		return question(skb, p);
+	/* the answers that the box's own connections get: unseen_tcp's verdict, before anything is looked up */
+	if (p->key.protocol == IPPROTO_TCP && !opens_tcp(p) && is_for_box(p))
+		return pass();
 	flow = flow_lookup(&p->key);
 	if (flow && !flow->interface) /* of the box itself, and such packets do not come here */
 		return drop(REASON_OWN_FORGED);

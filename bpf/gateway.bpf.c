@@ -119,15 +119,32 @@ int own_getsockname6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-/* Run for each socket when the daemon reads the list. */
-SEC("iter/bpf_sk_storage_map")
-int own_list(struct bpf_iter__bpf_sk_storage_map *ctx)
+/* A socket is closed by the last that has it. */
+SEC("cgroup/sock_release")
+int own_release(struct bpf_sock *ctx)
 {
-	struct own_socket *own = ctx->value;
-	struct sock *sk = ctx->sk;
+	socket_delist(ctx);
+	return ALLOW;
+}
 
-	if (sk && own)
-		list_socket(ctx->meta->seq, sk, own);
+/* Run for each socket of the network namespace when the daemon reads the list. */
+SEC("iter/tcp")
+int own_list_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *sk = ctx->sk_common;
+
+	if (sk)
+		list_socket(ctx->meta->seq, sk, IPPROTO_TCP);
+	return 0;
+}
+
+SEC("iter/udp")
+int own_list_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *sk = ctx->udp_sk;
+
+	if (sk)
+		list_socket(ctx->meta->seq, (struct sock_common *)sk, IPPROTO_UDP);
 	return 0;
 }
 
@@ -208,6 +225,18 @@ int settle(struct __sk_buff *skb)
 	flow->verdict = s.verdict;
 	count_rule(s.rule);
 	return TCX_PASS;
+}
+
+/* Says whether a TCP connection that the proxy carries has a socket, whichever end closed it: the key in the packet's data. */
+SEC("tc")
+int is_carried(struct __sk_buff *skb)
+{
+	struct packet p = {};
+
+	if (bpf_skb_load_bytes(skb, 0, &p.key, sizeof(p.key)))
+		return TCX_PASS;
+	p.ipv6 = !address_is_ipv4(&p.key.source);
+	return tcp_socket_state(skb, &p) ? TCX_PASS : TCX_DROP;
 }
 
 /* Answers a question to the policy, for the daemon: facts in, decision out, in the packet's data. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The list of the box's own sockets that something was decided on: what is direct has no entry in a table of flows. */
+/* The list of the box's own sockets that are direct: they have no entry in a table of flows, and their addresses are the sockets' own. */
 #ifndef SIDEGATE_LIST_H
 #define SIDEGATE_LIST_H
 
@@ -10,6 +10,10 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -18,47 +22,49 @@ struct sock_common {
 	__u16 skc_family;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
-};
-
-struct sock {
-	struct sock_common __sk_common;
-	__u16 sk_protocol;
+	atomic64_t skc_cookie;
 };
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
 };
 
-struct bpf_iter__bpf_sk_storage_map {
+struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	struct sock *sk;
-	struct own_socket *value;
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__udp {
+	struct bpf_iter_meta *meta;
+	struct udp_sock *udp_sk;
 };
 
 #pragma clang attribute pop
 
 /* A socket of IPv6 that speaks IPv4 has mapped addresses there. */
-static __always_inline void list_addresses(struct sock *sk, struct flow_key *key)
+static __always_inline void list_addresses(struct sock_common *sk, struct flow_key *key)
 {
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
-		BPF_CORE_READ_INTO(&key->source, sk, __sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&key->destination, sk, __sk_common.skc_v6_daddr);
+	if (BPF_CORE_READ(sk, skc_family) == AF_INET6) {
+		BPF_CORE_READ_INTO(&key->source, sk, skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&key->destination, sk, skc_v6_daddr);
 		return;
 	}
-	map_ipv4(&key->source, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
-	map_ipv4(&key->destination, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	map_ipv4(&key->source, BPF_CORE_READ(sk, skc_rcv_saddr));
+	map_ipv4(&key->destination, BPF_CORE_READ(sk, skc_daddr));
 }
 
-static __always_inline void list_socket(struct seq_file *seq, struct sock *sk,
-					const struct own_socket *own)
+static __always_inline void list_socket(struct seq_file *seq, struct sock_common *sk, __u8 protocol)
 {
+	__u64 cookie = BPF_CORE_READ(sk, skc_cookie.counter);
+	struct own_socket *own = bpf_map_lookup_elem(&own_connected, &cookie);
 	struct own_entry entry = {};
 
+	if (!own)
+		return;
 	list_addresses(sk, &entry.key);
-	entry.key.source_port = bpf_htons(BPF_CORE_READ(sk, __sk_common.skc_num));
-	entry.key.destination_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
-	entry.key.protocol = BPF_CORE_READ(sk, sk_protocol);
+	entry.key.source_port = bpf_htons(BPF_CORE_READ(sk, skc_num));
+	entry.key.destination_port = BPF_CORE_READ(sk, skc_dport);
+	entry.key.protocol = protocol;
 	entry.socket = *own;
 	bpf_seq_write(seq, &entry, sizeof(entry));
 }

@@ -81,6 +81,7 @@ struct {
 	__type(value, struct address);
 } own_numbers SEC(".maps");
 
+/* What was decided on the box's sockets that are steered, or send without being connected. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
@@ -88,6 +89,20 @@ struct {
 	__type(key, int);
 	__type(value, struct own_socket);
 } own_sockets SEC(".maps");
+
+/*
+ * What was decided on sockets of the box that connect, by their cookie. It is for people, of those that are direct: no program looks at
+ * them again. Storage of the socket would cost them more than all else at the hook. own_release removes the entries, and nobody else, so that
+ * two threads that connect one socket never have another one's before them.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct own_socket);
+} own_connected SEC(".maps");
 
 /* Who opened the flows of the box itself; for people. The daemon removes an entry with its flow. */
 struct {

@@ -195,7 +195,9 @@ static __noinline void find_origin(struct origin *origin)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
 
-	__builtin_memset(origin, 0, sizeof(*origin));
+	__builtin_memset(&origin->process, 0, sizeof(origin->process));
+	origin->name[0] = 0;
+	origin->unit[0] = 0;
 	origin->pid = bpf_get_current_pid_tgid() >> 32;
 	find_unit(task, origin);
 	if (!exe)

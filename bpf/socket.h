@@ -136,6 +136,33 @@ static __always_inline struct own_socket *socket_storage(struct bpf_sock_addr *c
 	return own;
 }
 
+static const struct own_socket undecided;
+
+/* Where there is no room the socket is decided all the same, and not listed. */
+static __always_inline struct own_socket *socket_enlist(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct own_socket *own;
+
+	bpf_map_update_elem(&own_connected, &cookie, &undecided, BPF_NOEXIST);
+	own = bpf_map_lookup_elem(&own_connected, &cookie);
+	if (!own)
+		return socket_storage(ctx);
+	find_origin(&own->origin);
+	own->flow.owner = cookie;
+	return own;
+}
+
+static __always_inline void socket_delist(struct bpf_sock *sk)
+{
+	__u64 cookie;
+
+	if (bpf_get_netns_cookie(sk) != own_netns)
+		return;
+	cookie = bpf_get_socket_cookie(sk);
+	bpf_map_delete_elem(&own_connected, &cookie);
+}
+
 static __always_inline bool answers_dns(const struct packet *p)
 {
 	return on_failure != ON_FAILURE_DIRECT || has_listener(p, VERDICT_DNS);
@@ -161,9 +188,38 @@ static __always_inline int socket_ignore(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)
+/*
+ * At every connect: it may have been steered before. Then a UDP socket has its steered source still, and lo's program asks what was
+ * decided on it.
+ */
+static __always_inline int socket_let(struct bpf_sock_addr *ctx, const struct flow *flow)
+{
+	struct own_socket *own = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
+
+	if (own) {
+		find_origin(&own->origin);
+		own->flow = *flow;
+		if (!socket_rebind(ctx, own))
+			return REFUSE;
+	}
+	return socket_mark(ctx, MARK_MASK | flow->mark, flow->mark & ~MARK_MASK) ? ALLOW : REFUSE;
+}
+
+static __always_inline int socket_steer(struct bpf_sock_addr *ctx, const struct flow *flow)
 {
 	struct own_socket *own = socket_storage(ctx);
+
+	if (!own)
+		return socket_fail(REASON_OWN_UNKNOWN, -ENOMEM);
+	own->flow = *flow;
+	if (!socket_unbind(ctx, own))
+		return socket_fail(REASON_OWN_DEVICE, -EPERM);
+	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
+}
+
+static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)
+{
+	struct own_socket *own = socket_enlist(ctx);
 	struct flow flow = { .verdict = VERDICT_DIRECT, .mark = direct_mark, .rule = RULE_DEFAULT };
 	__u32 reason = 0;
 
@@ -179,14 +235,9 @@ static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct pack
 	own->flow = flow;
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
-	if (flow.verdict == VERDICT_DIRECT) /* at every connect: it may have been proxied before */
-		return socket_rebind(ctx, own) && socket_mark(ctx, MARK_MASK | flow.mark,
-							      flow.mark & ~MARK_MASK) ?
-			       ALLOW :
-			       REFUSE;
-	if (!socket_unbind(ctx, own))
-		return socket_fail(REASON_OWN_DEVICE, -EPERM);
-	return socket_mark(ctx, MARK_MASK, MARK_PROXY) ? ALLOW : REFUSE;
+	if (flow.verdict == VERDICT_DIRECT)
+		return socket_let(ctx, &flow);
+	return socket_steer(ctx, &flow);
 }
 
 static __always_inline bool socket_is_marked(struct bpf_sock_addr *ctx)

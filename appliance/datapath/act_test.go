@@ -492,8 +492,7 @@ func (d *Datapath) sweepAfter(t *testing.T, passed time.Duration) {
 	t.Helper()
 	now, err := d.generation.now()
 	if err == nil {
-		c := d.generation.clock
-		_, _, err = d.state.sweep(now+uint64(passed.Seconds())*c.hertz, c)
+		_, _, err = d.state.sweep(now+uint64(passed.Seconds())*d.generation.clock.hertz, d.generation)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -518,19 +517,55 @@ func TestActSweepForgetsGenerations(t *testing.T) {
 	}
 }
 
-// TestActSweepKeepsProxiedConnections: one that is open and silent stays, though the program has not called it
-// established.
-func TestActSweepKeepsProxiedConnections(t *testing.T) {
+// TestActSweepProxiedConnections: one that is open and silent stays, though the program may not have called it established. One that the
+// proxy reset, or the kernel for it, leaves as one does that its client closed: it is the socket that tells.
+func TestActSweepProxiedConnections(t *testing.T) {
 	d := opened(t)
 	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}})
-	syn := synPacket("192.168.0.3:5000", "203.0.113.10:443")
-	data := syn
-	data.tcpFlags = flagACK
-	d.run(t, syn.bytes())
-	d.run(t, data.bytes())
-	d.sweepAfter(t, time.Hour)
-	if flows, err := d.Flows(); err != nil || len(flows) != 1 {
-		t.Errorf("%d flows are left, %v", len(flows), err)
+	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		for _, state := range []gatewayFlowState{gatewayFlowStateFLOW_OPENING, gatewayFlowStateFLOW_ESTABLISHED} {
+			client, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			carried, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			from, to := addrPort(carried.RemoteAddr().String()), addrPort(carried.LocalAddr().String())
+			now, err := d.generation.now()
+			if err != nil {
+				t.Fatal(err)
+			}
+			key := gatewayFlowKey{
+				Source: addressOf(from.Addr()), Destination: addressOf(to.Addr()), Protocol: unix.IPPROTO_TCP,
+				SourcePort: bigEndian(from.Port()), DestinationPort: bigEndian(to.Port()),
+			}
+			err = d.state.maps.Flows.Put(key, gatewayFlow{
+				FirstSeen: now, LastSeen: now, Packets: 3, Interface: 1, Verdict: uint8(gatewayVerdictVERDICT_PROXY), State: uint8(state),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			there := func(after time.Duration, want bool, how string) {
+				t.Helper()
+				d.sweepAfter(t, after)
+				if _, is := d.state.flow(key); is != want {
+					t.Errorf("%s to %s, state %d, after %v: listed %t, want %t", how, to, state, after, is, want)
+				}
+			}
+			there(time.Hour, true, "open")
+			carried.(*net.TCPConn).SetLinger(0)
+			carried.Close()
+			there(3*time.Minute, true, "reset")
+			there(5*time.Minute, false, "reset")
+			client.Close()
+		}
 	}
 }
 

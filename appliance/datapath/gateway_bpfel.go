@@ -361,6 +361,7 @@ const (
 	gatewayMapNames               = "names"
 	gatewayMapOrigins             = "origins"
 	gatewayMapOwnAddresses        = "own_addresses"
+	gatewayMapOwnConnected        = "own_connected"
 	gatewayMapOwnNumbers          = "own_numbers"
 	gatewayMapOwnSockets          = "own_sockets"
 	gatewayMapProcessNameBits     = "process_name_bits"
@@ -379,6 +380,7 @@ const (
 	gatewayMapSourcePortBits      = "source_port_bits"
 	gatewayMapSourcePorts         = "source_ports"
 	gatewayProgInject             = "inject"
+	gatewayProgIsCarried          = "is_carried"
 	gatewayProgLanEthernet        = "lan_ethernet"
 	gatewayProgLanIp              = "lan_ip"
 	gatewayProgNoRedirects        = "no_redirects"
@@ -386,8 +388,10 @@ const (
 	gatewayProgOwnConnect6        = "own_connect6"
 	gatewayProgOwnGetsockname4    = "own_getsockname4"
 	gatewayProgOwnGetsockname6    = "own_getsockname6"
-	gatewayProgOwnList            = "own_list"
+	gatewayProgOwnListTcp         = "own_list_tcp"
+	gatewayProgOwnListUdp         = "own_list_udp"
 	gatewayProgOwnLoopback        = "own_loopback"
+	gatewayProgOwnRelease         = "own_release"
 	gatewayProgOwnSendmsg4        = "own_sendmsg4"
 	gatewayProgOwnSendmsg6        = "own_sendmsg6"
 	gatewayProgPolicyQuery        = "policy_query"
@@ -463,6 +467,7 @@ type gatewaySpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gatewayProgramSpecs struct {
 	Inject          *ebpf.ProgramSpec `ebpf:"inject"`
+	IsCarried       *ebpf.ProgramSpec `ebpf:"is_carried"`
 	LanEthernet     *ebpf.ProgramSpec `ebpf:"lan_ethernet"`
 	LanIp           *ebpf.ProgramSpec `ebpf:"lan_ip"`
 	NoRedirects     *ebpf.ProgramSpec `ebpf:"no_redirects"`
@@ -470,8 +475,10 @@ type gatewayProgramSpecs struct {
 	OwnConnect6     *ebpf.ProgramSpec `ebpf:"own_connect6"`
 	OwnGetsockname4 *ebpf.ProgramSpec `ebpf:"own_getsockname4"`
 	OwnGetsockname6 *ebpf.ProgramSpec `ebpf:"own_getsockname6"`
-	OwnList         *ebpf.ProgramSpec `ebpf:"own_list"`
+	OwnListTcp      *ebpf.ProgramSpec `ebpf:"own_list_tcp"`
+	OwnListUdp      *ebpf.ProgramSpec `ebpf:"own_list_udp"`
 	OwnLoopback     *ebpf.ProgramSpec `ebpf:"own_loopback"`
+	OwnRelease      *ebpf.ProgramSpec `ebpf:"own_release"`
 	OwnSendmsg4     *ebpf.ProgramSpec `ebpf:"own_sendmsg4"`
 	OwnSendmsg6     *ebpf.ProgramSpec `ebpf:"own_sendmsg6"`
 	PolicyQuery     *ebpf.ProgramSpec `ebpf:"policy_query"`
@@ -509,6 +516,7 @@ type gatewayMapSpecs struct {
 	Names               *ebpf.MapSpec `ebpf:"names"`
 	Origins             *ebpf.MapSpec `ebpf:"origins"`
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
+	OwnConnected        *ebpf.MapSpec `ebpf:"own_connected"`
 	OwnNumbers          *ebpf.MapSpec `ebpf:"own_numbers"`
 	OwnSockets          *ebpf.MapSpec `ebpf:"own_sockets"`
 	ProcessNameBits     *ebpf.MapSpec `ebpf:"process_name_bits"`
@@ -605,6 +613,7 @@ type gatewayMaps struct {
 	Names               *ebpf.Map `ebpf:"names"`
 	Origins             *ebpf.Map `ebpf:"origins"`
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
+	OwnConnected        *ebpf.Map `ebpf:"own_connected"`
 	OwnNumbers          *ebpf.Map `ebpf:"own_numbers"`
 	OwnSockets          *ebpf.Map `ebpf:"own_sockets"`
 	ProcessNameBits     *ebpf.Map `ebpf:"process_name_bits"`
@@ -652,6 +661,7 @@ func (m *gatewayMaps) Close() error {
 		m.Names,
 		m.Origins,
 		m.OwnAddresses,
+		m.OwnConnected,
 		m.OwnNumbers,
 		m.OwnSockets,
 		m.ProcessNameBits,
@@ -708,6 +718,7 @@ type gatewayVariables struct {
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatewayPrograms struct {
 	Inject          *ebpf.Program `ebpf:"inject"`
+	IsCarried       *ebpf.Program `ebpf:"is_carried"`
 	LanEthernet     *ebpf.Program `ebpf:"lan_ethernet"`
 	LanIp           *ebpf.Program `ebpf:"lan_ip"`
 	NoRedirects     *ebpf.Program `ebpf:"no_redirects"`
@@ -715,8 +726,10 @@ type gatewayPrograms struct {
 	OwnConnect6     *ebpf.Program `ebpf:"own_connect6"`
 	OwnGetsockname4 *ebpf.Program `ebpf:"own_getsockname4"`
 	OwnGetsockname6 *ebpf.Program `ebpf:"own_getsockname6"`
-	OwnList         *ebpf.Program `ebpf:"own_list"`
+	OwnListTcp      *ebpf.Program `ebpf:"own_list_tcp"`
+	OwnListUdp      *ebpf.Program `ebpf:"own_list_udp"`
 	OwnLoopback     *ebpf.Program `ebpf:"own_loopback"`
+	OwnRelease      *ebpf.Program `ebpf:"own_release"`
 	OwnSendmsg4     *ebpf.Program `ebpf:"own_sendmsg4"`
 	OwnSendmsg6     *ebpf.Program `ebpf:"own_sendmsg6"`
 	PolicyQuery     *ebpf.Program `ebpf:"policy_query"`
@@ -727,6 +740,7 @@ type gatewayPrograms struct {
 func (p *gatewayPrograms) Close() error {
 	return _GatewayClose(
 		p.Inject,
+		p.IsCarried,
 		p.LanEthernet,
 		p.LanIp,
 		p.NoRedirects,
@@ -734,8 +748,10 @@ func (p *gatewayPrograms) Close() error {
 		p.OwnConnect6,
 		p.OwnGetsockname4,
 		p.OwnGetsockname6,
-		p.OwnList,
+		p.OwnListTcp,
+		p.OwnListUdp,
 		p.OwnLoopback,
+		p.OwnRelease,
 		p.OwnSendmsg4,
 		p.OwnSendmsg6,
 		p.PolicyQuery,

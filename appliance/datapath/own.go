@@ -140,6 +140,7 @@ func (o *Own) places() ([]place, error) {
 	}{
 		{"getsockname4", ebpf.AttachCgroupInet4GetSockname, func(p *gatewayPrograms) *ebpf.Program { return p.OwnGetsockname4 }},
 		{"getsockname6", ebpf.AttachCgroupInet6GetSockname, func(p *gatewayPrograms) *ebpf.Program { return p.OwnGetsockname6 }},
+		{"release", ebpf.AttachCgroupInetSockRelease, func(p *gatewayPrograms) *ebpf.Program { return p.OwnRelease }},
 		{"connect4", ebpf.AttachCGroupInet4Connect, func(p *gatewayPrograms) *ebpf.Program { return p.OwnConnect4 }},
 		{"connect6", ebpf.AttachCGroupInet6Connect, func(p *gatewayPrograms) *ebpf.Program { return p.OwnConnect6 }},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, func(p *gatewayPrograms) *ebpf.Program { return p.OwnSendmsg4 }},
@@ -181,8 +182,12 @@ func (o *Own) Try() error {
 }
 
 func (p *place) try() error {
+	kind := ebpf.CGroupSockAddr
+	if p.kind == ebpf.AttachCgroupInetSockRelease {
+		kind = ebpf.CGroupSock
+	}
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.CGroupSockAddr, AttachType: p.kind, License: "GPL",
+		Type: kind, AttachType: p.kind, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}, // go on
 	})
 	if err != nil {
@@ -252,10 +257,11 @@ func cString(b []uint8) string {
 	return text
 }
 
-// setSources tells the programs by which addresses the box is known.
+// setSources tells the programs by which addresses the box is known: by none where its own connections are left alone, for such an
+// address may be another's the next time.
 func (s *state) setSources(own *Own) error {
 	if own == nil {
-		return nil
+		own = &Own{}
 	}
 	for slot, a := range map[gatewayOwnNumber]netip.Addr{
 		gatewayOwnNumberOWN_NUMBER_SOURCE4: own.Source4, gatewayOwnNumberOWN_NUMBER_SOURCE6: own.Source6,

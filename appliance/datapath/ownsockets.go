@@ -6,25 +6,26 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 
 	"sidegate/appliance/policy"
 )
 
 // ownSockets lists the connections of the box itself that are direct. No program sees their packets: the list is that of the
-// sockets themselves, and says nothing of what they carry.
+// sockets themselves, with what was decided where they connected, and says nothing of what they carry.
 func (d *Datapath) ownSockets(now uint64) ([]Flow, error) {
 	if d.applied == nil || d.applied.Own == nil || d.ownProblem != nil {
 		return nil, nil
 	}
-	entries, err := d.generation.listSockets(d.state)
+	entries, err := d.generation.listSockets()
 	if err != nil {
 		return nil, fmt.Errorf("reading the box's own sockets: %w", err)
 	}
 	var flows []Flow
 	for _, e := range entries {
 		if e.Key.DestinationPort == 0 || gatewayVerdict(e.Socket.Flow.Verdict) != gatewayVerdictVERDICT_DIRECT {
-			continue // not connected any more; or in the tables
+			continue // not connected any more; or in the tables; or refused
 		}
 		v := e.Socket.Flow
 		v.LastSeen, v.State = now, uint8(gatewayFlowStateFLOW_ESTABLISHED)
@@ -35,9 +36,18 @@ func (d *Datapath) ownSockets(now uint64) ([]Flow, error) {
 	return flows, nil
 }
 
-// listSockets runs own_list over the sockets.
-func (g *generation) listSockets(s *state) (entries []gatewayOwnEntry, err error) {
-	iterator, err := link.AttachIter(link.IterOptions{Program: g.objects.OwnList, Map: s.maps.OwnSockets})
+// listSockets runs the programs that list over the sockets of the network namespace.
+func (g *generation) listSockets() (entries []gatewayOwnEntry, err error) {
+	for _, p := range []*ebpf.Program{g.objects.OwnListTcp, g.objects.OwnListUdp} {
+		if entries, err = appendSockets(entries, p); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+func appendSockets(entries []gatewayOwnEntry, p *ebpf.Program) ([]gatewayOwnEntry, error) {
+	iterator, err := link.AttachIter(link.IterOptions{Program: p})
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +68,11 @@ func (g *generation) listSockets(s *state) (entries []gatewayOwnEntry, err error
 		}
 		entries = append(entries, e)
 	}
+}
+
+// forgetConnected empties the list of connections, from which nothing is taken any more where the hooks are gone.
+func (s *state) forgetConnected() error {
+	return replace(s.maps.OwnConnected, map[uint64]gatewayOwnSocket{}, "list of the box's own connections")
 }
 
 func (o gatewayOrigin) process() *Process {

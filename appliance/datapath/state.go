@@ -127,6 +127,7 @@ func (m *gatewayMaps) pinned() map[string]**ebpf.Map {
 		gatewayMapLearned:        &m.Learned,
 		gatewayMapOrigins:        &m.Origins,
 		gatewayMapOwnAddresses:   &m.OwnAddresses,
+		gatewayMapOwnConnected:   &m.OwnConnected,
 		gatewayMapOwnNumbers:     &m.OwnNumbers,
 		gatewayMapOwnSockets:     &m.OwnSockets,
 		gatewayMapPublished:      &m.Published,

@@ -3,6 +3,7 @@ package datapath
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -47,6 +48,23 @@ func idleLimit(k gatewayFlowKey, v gatewayFlow) time.Duration {
 func isOpenProxiedTCP(k gatewayFlowKey, v gatewayFlow) bool {
 	return k.Protocol == unix.IPPROTO_TCP && isProxied(v) &&
 		v.State == uint8(gatewayFlowStateFLOW_OPENING) && v.Packets > 1
+}
+
+// mayBeCarried: a proxied connection is over when its socket is gone. A client that has been sent a reset, by the proxy or by the kernel
+// for a daemon that died, says nothing to that, so its entry does not tell.
+func mayBeCarried(k gatewayFlowKey, v gatewayFlow) bool {
+	return k.Protocol == unix.IPPROTO_TCP && isProxied(v)
+}
+
+// carries asks the kernel by the program of that name. Where that fails a flow is kept.
+func (g *generation) carries(k gatewayFlowKey) bool {
+	const tcxDrop = 2
+	in := make([]byte, binary.Size(k))
+	if _, err := binary.Encode(in, binary.NativeEndian, k); err != nil {
+		return true
+	}
+	code, _, err := g.objects.IsCarried.Test(in)
+	return err != nil || code != tcxDrop
 }
 
 // Sweep removes flows that are over, until ctx ends, and recounts what each client holds.
@@ -99,17 +117,19 @@ func (d *Datapath) sweepState() (used map[uint32]bool, names map[gatewayNameKey]
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.state.sweep(now, d.generation.clock)
+	return d.state.sweep(now, d.generation)
 }
 
-// sweep is one round, at a time of the clock. It returns the generations that the flows it leaves are of, and the
+// sweep is one round, at a time of a generation's clock. It returns the generations that the flows it leaves are of, and the
 // addresses that clients have such flows to.
-func (s *state) sweep(now uint64, c clock) (used map[uint32]bool, names map[gatewayNameKey]bool, err error) {
+func (s *state) sweep(now uint64, g *generation) (used map[uint32]bool, names map[gatewayNameKey]bool, err error) {
 	used, names = map[uint32]bool{}, map[gatewayNameKey]bool{}
+	c := g.clock
 	held := map[gatewayClientKey][]agedFlow{}
 	var over []gatewayFlowKey
 	err = eachFlow(s.maps.Flows, func(k gatewayFlowKey, v gatewayFlow) {
-		if c.since(now, v.LastSeen) > idleLimit(k, v) {
+		idle := c.since(now, v.LastSeen)
+		if idle > idleLimit(k, v) || idle > idleClosing && mayBeCarried(k, v) && !g.carries(k) {
 			over = append(over, k)
 			return
 		}

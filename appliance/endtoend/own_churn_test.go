@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/lab"
@@ -163,7 +164,8 @@ const (
 
 // TestOwnShortLived: 1,000 processes, 50 at a time, of two units with opposite rules, open 10,000 connections by TCP and as many sockets
 // of UDP, and end. They share few ports, so that each unit gets those that the other one just had: the server hears each of them
-// by the way of its own unit, and all of TCP. When they are gone, nothing of a direct connection is left, and all that is left of proxied ones is closing.
+// by the way of its own unit, and all of TCP. When they are gone, nothing of a direct connection is left, in the
+// list of sockets neither, and all that is left of proxied ones is closing.
 func TestOwnShortLived(t *testing.T) {
 	b := newBox(t)
 	var heard census
@@ -227,6 +229,12 @@ default: block`))
 		s := b.status(t)
 		t.Logf("drops %v, proxy %+v, heard %v", s.Drops, s.Proxy, heard.count)
 	}
+	list := ownConnected(t, b.gateway)
+	var cookie uint64
+	value := make([]byte, list.ValueSize())
+	for left := list.Iterate(); left.Next(&cookie, &value); {
+		t.Errorf("the socket %d is gone, and in own_connected", cookie)
+	}
 	for _, f := range b.flows(t) {
 		switch {
 		case f.Process == nil:
@@ -235,6 +243,20 @@ default: block`))
 			t.Errorf("it is over, and listed as open: %+v of %+v", f, *f.Process)
 		}
 	}
+}
+
+// ownConnected is the list of the box's own sockets that connected.
+func ownConnected(t *testing.T, g *lab.Gateway) *ebpf.Map {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(g.State, "maps-v*"))
+	need(t, err)
+	if len(dirs) != 1 {
+		t.Fatalf("the maps are in %v", dirs)
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dirs[0], "own_connected"), nil)
+	need(t, err)
+	t.Cleanup(func() { m.Close() })
+	return m
 }
 
 // churn runs a process and says how many answers it lost.
