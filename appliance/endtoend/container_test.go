@@ -25,11 +25,6 @@ func TestContainer(t *testing.T) {
 			t.Skipf("needs %[1]s: install the package %[1]s", program)
 		}
 	}
-	var appliance struct{ Capabilities []string }
-	text, err := os.ReadFile("../../images/appliance.json")
-	need(t, err)
-	need(t, json.Unmarshal(text, &appliance))
-
 	s := newStage(t)
 	dir := t.TempDir()
 	need(t, errors.Join(os.Mkdir(dir+"/configuration", 0o755), os.Mkdir(dir+"/run", 0o755)))
@@ -44,7 +39,7 @@ func TestContainer(t *testing.T) {
 		"-v", state + ":/sys/fs/bpf", "-v", "/sys/fs/cgroup:/sys/fs/cgroup", "-v", dir + "/configuration:/etc/sidegate", "-v", dir + "/run:/run",
 		"--cap-drop", "all",
 	}
-	for _, c := range appliance.Capabilities {
+	for _, c := range applianceCapabilities(t) {
 		podman = append(podman, "--cap-add", strings.TrimPrefix(c, "CAP_"))
 	}
 	// Crun refuses a machine that has cgroups of both versions; the container sees the second.
@@ -73,4 +68,14 @@ func TestContainer(t *testing.T) {
 		return err
 	}))
 	s.playsAll(t, false)
+}
+
+// applianceCapabilities are those that every way to run the gateway gives it.
+func applianceCapabilities(t *testing.T) []string {
+	t.Helper()
+	var appliance struct{ Capabilities []string }
+	text, err := os.ReadFile("../../images/appliance.json")
+	need(t, err)
+	need(t, json.Unmarshal(text, &appliance))
+	return appliance.Capabilities
 }

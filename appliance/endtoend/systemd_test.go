@@ -35,36 +35,50 @@ func (b systemdBox) restart(t *testing.T) {
 	need(t, b.Booted(within(t, time.Minute)))
 }
 
-// startSystemd starts a system of the goldens with a configuration, and returns when all of its units are started.
-func startSystemd(t *testing.T, w world, system, config string) systemdBox {
+// unitFiles are what the module makes of a system, as files. Other is a configuration in the place of the golden one; the box has the lab's
+// address, and its IPv6 router where the golden one has none and would wait for advertisements.
+func unitFiles(t *testing.T, w world, system, other string) (files []lab.SystemFile, config string) {
 	t.Helper()
-	const path = "/etc/sidegate/sidegate.yaml"
-	unit := strings.NewReplacer("/bin/sidegate", store+"/bin/sidegate", "/etc/sidegate/sidegate.json", path).Replace(golden(t, system, "sidegate.service"))
-	network := strings.ReplaceAll(golden(t, system, "10-sidegate-lan.network"), "fd00::2/64", w.sidegate().Interface().Addr6.String()) +
-		"[Network]\nGateway=" + w.router().Addr6().String() + "\n"
-	var directories map[string]struct{ D struct{ Mode, User, Group, Age string } }
+	config, text := "/etc/sidegate/sidegate.json", golden(t, system, "sidegate.json")
+	unit := strings.ReplaceAll(golden(t, system, "sidegate.service"), "/bin/sidegate", store+"/bin/sidegate")
+	if other != "" {
+		unit = strings.ReplaceAll(unit, config, "/etc/sidegate/sidegate.yaml")
+		config, text = "/etc/sidegate/sidegate.yaml", other
+	}
+	network := strings.NewReplacer("fd00::2/64", w.sidegate().Interface().Addr6.String(), "IPv6AcceptRA=true", "IPv6AcceptRA=false").
+		Replace(golden(t, system, "10-sidegate-lan.network")) + "[Network]\nGateway=" + w.router().Addr6().String() + "\n"
+	var directories map[string]struct {
+		D struct{ Mode, User, Group, Age string }
+	}
 	need(t, json.Unmarshal([]byte(golden(t, system, "tmpfiles.conf")), &directories))
 	var tmpfiles string
 	for path, of := range directories {
 		tmpfiles += fmt.Sprintf("d %s %s %s %s %s\n", path, of.D.Mode, of.D.User, of.D.Group, of.D.Age)
 	}
+	return []lab.SystemFile{
+		{Path: config, Text: text},
+		{Path: "/etc/systemd/system/sidegate.service", Text: unit},
+		{Path: "/etc/systemd/network/10-sidegate-lan.network", Text: network},
+		{Path: "/etc/sysctl.d/60-nixos.conf", Text: golden(t, system, "sysctl.conf")},
+		{Path: "/etc/nftables.conf", Text: golden(t, system, "ruleset.nft")},
+		{Path: "/etc/tmpfiles.d/10-sidegate.conf", Text: tmpfiles},
+		{Path: "/run/keys/hk", Text: "of the unit\n", Mode: 0o400},
+	}, config
+}
+
+// startSystemd starts a system of the goldens, with another configuration if there is one, and returns when all of its units are started, among
+// which is the gateway's.
+func startSystemd(t *testing.T, w world, system, other string, more ...lab.SystemFile) systemdBox {
+	t.Helper()
+	files, config := unitFiles(t, w, system, other)
 	self, err := os.Executable()
 	need(t, err)
 	begun := time.Now()
 	s, err := w.sidegate().StartSystem(t.Context(), lab.SystemOptions{
 		Cgroup: newCgroup(t),
 		Users:  map[string]int{"sidegate": unitUser},
-		Files: []lab.SystemFile{
-			{Path: store + "/bin/sidegate", From: binary},
-			{Path: store + "/bin/probe", From: self},
-			{Path: path, Text: config},
-			{Path: "/etc/systemd/system/sidegate.service", Text: unit},
-			{Path: "/etc/systemd/network/10-sidegate-lan.network", Text: network},
-			{Path: "/etc/sysctl.d/60-nixos.conf", Text: golden(t, system, "sysctl.conf")},
-			{Path: "/etc/nftables.conf", Text: golden(t, system, "ruleset.nft")},
-			{Path: "/etc/tmpfiles.d/10-sidegate.conf", Text: tmpfiles},
-			{Path: "/run/keys/hk", Text: "of the unit\n", Mode: 0o400},
-		},
+		Files: append(append(files, more...),
+			lab.SystemFile{Path: store + "/bin/sidegate", From: binary}, lab.SystemFile{Path: store + "/bin/probe", From: self}),
 		Enabled: map[string][]string{
 			"sysinit.target":        {"nftables.service"},
 			"multi-user.target":     {"sidegate.service", "systemd-networkd.service"},
@@ -82,16 +96,15 @@ func startSystemd(t *testing.T, w world, system, config string) systemdBox {
 		}
 	})
 	need(t, s.Booted(within(t, time.Minute)))
-	out, _ := s.Run(t.Context(), "systemd-analyze blame; systemd-analyze critical-chain sidegate.service; systemctl status -l --no-pager")
-	t.Log(out)
 	t.Logf("started in %.1f s", time.Since(begun).Seconds())
 	return systemdBox{shellBox{func(ctx context.Context, script string) (string, error) {
 		return s.Run(ctx, "PATH="+store+"/bin:$PATH\n"+script)
-	}, path}, s, config}
+	}, config}, s, other}
 }
 
 // TestSystemd plays with the program as the NixOS module's unit.
 func TestSystemd(t *testing.T) {
+	t.Parallel()
 	s := newStage(t)
 	s.sideRouter = startSystemd(t, s.world, "box", s.first())
 	s.playsAll(t, true)

@@ -213,6 +213,12 @@ func (s *System) start() (err error) {
 	})
 }
 
+// Network is the host that the system is, until it starts again.
+func (s *System) Network() *Host { return s.inner }
+
+// Cgroup is its root of cgroup v2.
+func (s *System) Cgroup() string { return s.options.Cgroup }
+
 // Booted waits until all of its units are started, and returns an error if one has failed.
 func (s *System) Booted(ctx context.Context) error {
 	ctx, end := s.whileAlive(ctx, func() error { return fmt.Errorf("systemd has ended: %w", s.Wait()) })
