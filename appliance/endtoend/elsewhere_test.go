@@ -33,7 +33,7 @@ func (b shellBox) configure(t *testing.T, config string) error {
 
 // writes is the script that puts a configuration there, which is not loaded by that.
 func (b shellBox) writes(config string) string {
-	return "cat >" + b.config + " <<'END'\n" + config + "END\n"
+	return "cat >" + b.config + " <<'END'\n" + strings.TrimSuffix(config, "\n") + "\nEND\n"
 }
 
 func (b shellBox) crash(t *testing.T) {

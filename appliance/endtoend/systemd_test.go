@@ -35,15 +35,15 @@ func (b systemdBox) restart(t *testing.T) {
 	need(t, b.Booted(within(t, time.Minute)))
 }
 
-// unitFiles are what the module makes of a system, as files. Other is a configuration in the place of the golden one; the box has the lab's
+// unitFiles are what the module makes of a system, as files, with a configuration in the place of the golden one. The box has the lab's
 // address, and its IPv6 router where the golden one has none and would wait for advertisements.
-func unitFiles(t *testing.T, w world, system, other string) (files []lab.SystemFile, config string) {
+func unitFiles(t *testing.T, w world, system, text string) (files []lab.SystemFile, config string) {
 	t.Helper()
-	config, text := "/etc/sidegate/sidegate.json", golden(t, system, "sidegate.json")
+	config = "/etc/sidegate/sidegate.json"
 	unit := strings.ReplaceAll(golden(t, system, "sidegate.service"), "/bin/sidegate", store+"/bin/sidegate")
-	if other != "" {
-		unit = strings.ReplaceAll(unit, config, "/etc/sidegate/sidegate.yaml")
-		config, text = "/etc/sidegate/sidegate.yaml", other
+	if !json.Valid([]byte(text)) {
+		const other = "/etc/sidegate/sidegate.yaml"
+		unit, config = strings.ReplaceAll(unit, config, other), other
 	}
 	network := strings.NewReplacer("fd00::2/64", w.sidegate().Interface().Addr6.String(), "IPv6AcceptRA=true", "IPv6AcceptRA=false").
 		Replace(golden(t, system, "10-sidegate-lan.network")) + "[Network]\nGateway=" + w.router().Addr6().String() + "\n"
@@ -66,18 +66,17 @@ func unitFiles(t *testing.T, w world, system, other string) (files []lab.SystemF
 	}, config
 }
 
-// startSystemd starts a system of the goldens, with another configuration if there is one, and returns when all of its units are started, among
-// which is the gateway's.
-func startSystemd(t *testing.T, w world, system, other string, more ...lab.SystemFile) systemdBox {
+// startSystemd starts a system of the goldens, and returns when all of its units are started, among which is the gateway's.
+func startSystemd(t *testing.T, w world, system, first string) systemdBox {
 	t.Helper()
-	files, config := unitFiles(t, w, system, other)
+	files, config := unitFiles(t, w, system, first)
 	self, err := os.Executable()
 	need(t, err)
 	begun := time.Now()
-	s, err := w.sidegate().StartSystem(t.Context(), lab.SystemOptions{
+	s, err := w.sidegate().StartSystem(context.WithoutCancel(t.Context()), lab.SystemOptions{
 		Cgroup: newCgroup(t),
 		Users:  map[string]int{"sidegate": unitUser},
-		Files: append(append(files, more...),
+		Files: append(files,
 			lab.SystemFile{Path: store + "/bin/sidegate", From: binary}, lab.SystemFile{Path: store + "/bin/probe", From: self}),
 		Enabled: map[string][]string{
 			"sysinit.target":        {"nftables.service"},
@@ -96,10 +95,13 @@ func startSystemd(t *testing.T, w world, system, other string, more ...lab.Syste
 		}
 	})
 	need(t, s.Booted(within(t, time.Minute)))
+	if out, err := s.Run(t.Context(), "systemctl is-active sidegate"); err != nil {
+		t.Fatalf("the gateway's unit is %s", out)
+	}
 	t.Logf("started in %.1f s", time.Since(begun).Seconds())
 	return systemdBox{shellBox{func(ctx context.Context, script string) (string, error) {
 		return s.Run(ctx, "PATH="+store+"/bin:$PATH\n"+script)
-	}, config}, s, other}
+	}, config}, s, first}
 }
 
 // TestSystemd plays with the program as the NixOS module's unit.

@@ -69,11 +69,14 @@ func TestUnit(t *testing.T) {
 		{"hangs", (*unitBox).hangs},
 		{"is stopped", (*unitBox).isStopped},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		ok := t.Run(c.name, func(t *testing.T) {
 			begun := time.Now()
 			c.do(b, t)
 			t.Logf("done in %.1f s", time.Since(begun).Seconds())
 		})
+		if !ok && c.name == "decides" {
+			break // nothing works
+		}
 	}
 }
 
@@ -265,16 +268,21 @@ func (b *unitBox) hangs(t *testing.T) {
 
 // isStopped: nothing of it is left: no program, rule, table, route, pin or file of a running gateway. Then it can be started again.
 func (b *unitBox) isStopped(t *testing.T) {
-	during := b.kernelState(t)
-	b.sh(t, "systemctl stop sidegate")
-	after := b.kernelState(t)
-	for name, of := range map[string]string{"during": during, "after": after} {
+	left := func(want bool) {
+		t.Helper()
+		state := b.kernelState(t)
 		for _, trace := range unitTraces {
-			if found := strings.Contains(of, trace); found != (name == "during") {
-				t.Errorf("%s, %q is found: %t\n%s", name, trace, found, of)
+			if strings.Contains(state, trace) != want {
+				t.Errorf("%q must be found: %t", trace, want)
 			}
 		}
+		if t.Failed() {
+			t.Log(state)
+		}
 	}
+	left(true)
+	b.sh(t, "systemctl stop sidegate")
+	left(false)
 	if state := b.sh(t, "systemctl show -P ActiveState -P Result sidegate"); state != "success\ninactive" && state != "inactive\nsuccess" {
 		t.Errorf("the unit is %q", state)
 	}

@@ -90,6 +90,9 @@ func (s *System) build() error {
 		groups += fmt.Sprintf("%s:x:%d:\n", name, number)
 	}
 	add("nobody", Nobody)
+	for i, name := range []string{"adm", "utmp", "systemd-journal"} { // which the files of systemd belong to
+		groups += fmt.Sprintf("%s:x:%d:\n", name, 40+i)
+	}
 	add("systemd-network", 998)
 	for name, number := range s.options.Users {
 		add(name, number)
@@ -152,7 +155,7 @@ func (s *System) file(f SystemFile) error {
 	return os.Chmod(path, f.Mode)
 }
 
-// first is what makes the namespaces a system's. Its arguments are the root directory, and pairs of files to be seen there.
+// enterSystem is what makes the namespaces a system's. Its arguments are the root directory, and pairs of files to be seen there.
 const enterSystem = `set -e
 cd "$1"; root=$PWD; shift
 mount --make-rprivate /
@@ -174,6 +177,7 @@ hostname sidegate
 pivot_root . .
 umount -l .
 cd /
+mount --make-rshared / # as on a machine, where systemd does that itself: credentials come to a unit so
 exec env -i container=lab PATH=/usr/sbin:/usr/bin /usr/lib/systemd/systemd --unit=multi-user.target --log-target=journal --show-status=no`
 
 func (s *System) start() (err error) {
