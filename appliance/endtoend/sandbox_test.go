@@ -133,7 +133,7 @@ func (b *unitBox) isConfined(t *testing.T) {
 	unit = strings.NewReplacer(
 		"[Service]\n", "[Service]\nType=oneshot\nRuntimeDirectory=probe\nEnvironment="+modeVariable+"=probe\nExecStart="+store+"/bin/probe\nStandardOutput=file:/run/probed\n",
 		":/run/sidegate/bpf", ":/run/probe/bpf").Replace(unit)
-	b.sh(t, "cat >/run/systemd/system/probe.service <<'END'\n%sEND\nsystemctl daemon-reload; systemctl start probe", unit)
+	b.sh(t, "cat >/run/systemd/system/probe.service <<'END'\n%s\nEND\nsystemctl daemon-reload; systemctl start probe", unit)
 	inside, outside := parse(b.sh(t, "cat /run/probed; rmdir /sys/fs/bpf/sidegate/probe")), parse(b.sh(t, run))
 	for _, c := range permitted {
 		if inside[c.name] != "done" {
@@ -145,7 +145,7 @@ func (b *unitBox) isConfined(t *testing.T) {
 		if !strings.HasPrefix(in, "refused") {
 			t.Errorf("in the unit, to %s: %s", c.name, in)
 		}
-		if strings.HasPrefix(out, "refused") {
+		if strings.HasPrefix(out, "refused") && out != "refused: "+unix.EAFNOSUPPORT.Error() { // the kernel may lack it
 			t.Errorf("outside of the unit, to %s: %s; so this proves nothing", c.name, out)
 		}
 		t.Logf("to %s: %s (outside: %s)", c.name, in, out)

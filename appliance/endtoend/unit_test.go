@@ -292,14 +292,14 @@ func (b *unitBox) isStopped(t *testing.T) {
 
 // unitTraces are what a gateway that runs has in the kernel and in the file system.
 var unitTraces = []string{
-	"eth0: program", "lo: program", "cgroup: program", "pin: links", "lookup 21318", "lookup 21319", "table 21318", "table 21319",
+	"eth0: program", "lo: program", "cgroup: program", "pin: links", "pin: maps", "lookup 21319", "table 21319",
 	"table inet sidegate", "/run/sidegate",
 }
 
 // kernelState lists all that a gateway may leave.
 func (b *unitBox) kernelState(t *testing.T) string {
 	t.Helper()
-	text := b.sh(t, "for f in -4 -6; do ip $f rule; ip $f route show table all; done; nft list tables; find /run/sidegate || true; "+
+	text := b.sh(t, "for f in -4 -6; do ip $f rule; ip $f route show table all; done; nft list tables; find /run/sidegate 2>/dev/null || true; "+
 		"cd /sys/fs/bpf/sidegate && find . -mindepth 1 | sed 's|^./|pin: |'") + "\n"
 	note := func(where string, o link.QueryOptions) {
 		result, err := link.QueryPrograms(o)
