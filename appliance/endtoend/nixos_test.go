@@ -109,8 +109,7 @@ func TestNixOSGoldens(t *testing.T) {
 }
 
 // TestUnitCapabilitiesAreMinimal: with those of the unit the gateway starts, decides for clients and for the box itself, advertises, and
-// takes over what one before it left. Without any single one of them it does not, or says what is missing. CAP_BPF and CAP_PERFMON are
-// part of CAP_SYS_ADMIN, which the kernel wants of who asks for a program by its number, as a gateway does for its predecessor's.
+// takes over what one before it left. Without any single one of them it does not, or says what is missing.
 func TestUnitCapabilitiesAreMinimal(t *testing.T) {
 	all := unitCapabilities(t, "box")
 	for without := range len(all) + 1 {
