@@ -352,9 +352,10 @@ func TestStateFailedSuccessor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inNamespace(t)
 			dir := t.TempDir() + "/state"
-			lan := veth(t, "lan0")
+			lan, other := veth(t, "lan0"), veth(t, "lan1")
+			other.Ethernet = false // so that it has another program
 			d := open(t, dir)
-			apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Interfaces: []Interface{lan}})
+			apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Interfaces: []Interface{lan, other}})
 			if older {
 				if err := os.RemoveAll(d.links.programs.dir()); err != nil {
 					t.Fatal(err)
@@ -368,7 +369,7 @@ func TestStateFailedSuccessor(t *testing.T) {
 			defer func() { d.Close() }() // which unmounts
 			defer withoutSysAdmin(t)()
 			missing := Interface{Name: "gone0", Index: 4711, Ethernet: true}
-			want := Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan, missing}}
+			want := Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan, missing, other}}
 			err := d.Apply(t.Context(), want)
 			if err == nil {
 				t.Fatal("attaching to an interface that does not exist succeeded")
@@ -380,21 +381,22 @@ func TestStateFailedSuccessor(t *testing.T) {
 			if told := strings.Contains(err.Error(), "lan-lan0 keeps the new policy"); told != older {
 				t.Errorf("the error is %v", err)
 			}
-			if got := pinnedPrograms(t, d); !slices.Contains(got, now[0]) || slices.Contains(got, before[0]) == older {
-				t.Errorf("programs %v are pinned, and %v runs", got, now)
+			running := map[bool][]ebpf.ProgramID{true: now, false: slices.Concat(now, attached(t, other))}[older] // as far as they can be pinned
+			if got := pinnedPrograms(t, d); len(got) != len(running)+1 || !slices.Contains(got, now[0]) || !slices.Contains(got, running[len(running)-1]) {
+				t.Errorf("programs %v are pinned, want %v and that of the sockets", got, running)
 			}
 			if err := d.Detach(); err != nil {
 				t.Fatal(err)
 			}
 			d = open(t, dir)
-			want.Interfaces = want.Interfaces[:1]
+			want.Interfaces = []Interface{lan, other}
 			apply(t, d, want)
 			last := attached(t, lan)
 			if len(last) != 1 || last[0] == now[0] || last[0] == before[0] {
 				t.Errorf("programs %v, before %v", last, now)
 			}
-			if got := pinnedPrograms(t, d); len(got) != 2 || !slices.Contains(got, last[0]) {
-				t.Errorf("programs %v are pinned, want %v and that of the sockets", got, last)
+			if got := pinnedPrograms(t, d); len(got) != 3 || !slices.Contains(got, last[0]) {
+				t.Errorf("programs %v are pinned, want %v, that of the other interface and that of the sockets", got, last)
 			}
 		})
 	}
