@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -132,8 +133,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	g.path.memory = newMemory(o.DataDir)
 	err := g.run(ctx)
-	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
-		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_NET_BIND_SERVICE, CAP_BPF and CAP_PERFMON", err)
+	if missing := lacking(); errors.Is(err, fs.ErrPermission) && len(missing) > 0 {
+		err = fmt.Errorf("%w; it lacks %s: start it with that, or as root", err, strings.Join(missing, ", "))
 	}
 	return err
 }
