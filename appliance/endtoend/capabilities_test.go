@@ -65,7 +65,8 @@ func newUnitLife(t *testing.T, capabilities []string) *unitLife {
 	var err error
 	b.dante, err = b.upstream().StartDante(t.Context(), lab.DanteOptions{})
 	need(t, err)
-	answer, err := lab.Zone(unitSite + ". 300 A " + b.server().Addr4().String())
+	advertisedRouter(t, b.world)
+	answer, err := lab.Zone(unitSite + ". 300 A " + farAddress(1).String()) // where nobody connects: dante does not know the name
 	need(t, err)
 	_, err = b.server().StartNameserver(t.Context(), 53, answer)
 	need(t, err)
@@ -166,7 +167,10 @@ func (l *unitLife) works(t *testing.T, shut, open *lab.Echo) error {
 	if err != nil {
 		return err
 	}
-	if err := lookUp(t.Context(), l.laptop(), unitSite, l.server().Addr4()); err != nil {
+	if err := l.becomesRouter(t, l.sidegate()); err != nil {
+		return err
+	}
+	if err := lookUp(t.Context(), l.laptop(), unitSite, farAddress(1)); err != nil {
 		return err
 	}
 	if names, err := l.command(t, "names"); err != nil || !strings.Contains(names, unitSite) {
@@ -229,6 +233,9 @@ func (l *unitLife) decidesOwn(t *testing.T) error {
 func (l *unitLife) end(t *testing.T) error {
 	t.Helper()
 	if err := errors.Join(l.gateway.Signal(syscall.SIGTERM), l.gateway.Wait()); err != nil {
+		return err
+	}
+	if err := l.becomesRouter(t, l.router()); err != nil {
 		return err
 	}
 	if now := l.traces(t); now != l.clean {
