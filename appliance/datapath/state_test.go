@@ -478,6 +478,20 @@ func TestStateOpenFailureKeepsTheMount(t *testing.T) {
 	}
 }
 
+// TestStateMountTakesRoot: who may do all but mount is told what to do.
+func TestStateMountTakesRoot(t *testing.T) {
+	inNamespace(t)
+	dir := t.TempDir() + "/state"
+	defer withoutSysAdmin(t)()
+	d, err := Open(t.Context(), Options{StateDir: dir, Log: discard()})
+	if err == nil {
+		d.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), dir+": it lies in no BPF file system, and mounting one takes root") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 // TestStateKeepsOthersMount: a BPF file system that somebody else mounted stays mounted.
 func TestStateKeepsOthersMount(t *testing.T) {
 	inNamespace(t)

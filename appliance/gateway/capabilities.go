@@ -1,6 +1,13 @@
 package gateway
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
 
 // capabilities are all that the gateway needs beside a user who owns its files (capabilities(7)).
 var capabilities = []struct {
@@ -22,17 +29,24 @@ func Capabilities() (names []string) {
 	return names
 }
 
-// lacking are those that this process does not have.
-func lacking() (names []string) {
+// lacking says what this process may not do, if that can be why the kernel refused something.
+func lacking(err error) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var has [2]unix.CapUserData
 	if unix.Capget(&header, &has[0]) != nil {
-		return nil
+		return err
 	}
+	var missing []string
 	for _, c := range capabilities {
 		if has[c.number/32].Effective&(1<<(c.number%32)) == 0 {
-			names = append(names, c.name)
+			missing = append(missing, c.name)
 		}
 	}
-	return names
+	if len(missing) > 0 {
+		return fmt.Errorf("%w; it lacks %s: start it with that, or as root", err, strings.Join(missing, ", "))
+	}
+	if status, _ := os.ReadFile("/proc/thread-self/status"); errors.Is(err, unix.EPERM) && strings.Contains(string(status), "\nSeccomp:\t2\n") {
+		return fmt.Errorf("%w; it has the capabilities that it needs, but also a filter of system calls (seccomp), which must have bpf(2)", err)
+	}
+	return err
 }

@@ -133,8 +133,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	g.path.memory = newMemory(o.DataDir)
 	err := g.run(ctx)
-	if missing := lacking(); errors.Is(err, fs.ErrPermission) && len(missing) > 0 {
-		err = fmt.Errorf("%w; it lacks %s: start it with that, or as root", err, strings.Join(missing, ", "))
+	if errors.Is(err, fs.ErrPermission) {
+		err = lacking(err)
 	}
 	return err
 }
