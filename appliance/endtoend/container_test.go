@@ -14,17 +14,26 @@ import (
 	"sidegate/appliance/lab"
 )
 
+// allowBPF is the README's change to a filter of system calls, by jq.
+const allowBPF = `.syscalls |= map(.names -= ["bpf"]) + [{names: ["bpf"], action: "SCMP_ACT_ALLOW"}]`
+
 // TestContainer plays with the OCI image, run by podman and crun with host networking and the capabilities of appliance.json, and no others.
 func TestContainer(t *testing.T) {
 	image := os.Getenv("SIDEGATE_OCI")
 	if image == "" {
 		t.Skip("needs an OCI image of the gateway, in SIDEGATE_OCI: make vmtest")
 	}
-	for _, program := range []string{"podman", "crun"} {
+	for _, program := range []string{"podman", "crun", "jq"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("needs %[1]s: install the package %[1]s", program)
 		}
 	}
+	readme, err := os.ReadFile("../../README.md")
+	need(t, err)
+	if !strings.Contains(string(readme), "jq '"+allowBPF+"'") {
+		t.Errorf("the README does not say: jq '%s'", allowBPF)
+	}
+
 	s := newStage(t)
 	dir := t.TempDir()
 	need(t, errors.Join(os.Mkdir(dir+"/configuration", 0o755), os.Mkdir(dir+"/run", 0o755)))
@@ -32,10 +41,15 @@ func TestContainer(t *testing.T) {
 	need(t, os.WriteFile(config, []byte(s.first()), 0o600))
 	state, err := s.sidegate().MountBPF()
 	need(t, err)
+	// Podman's own filter of system calls has bpf(2) for CAP_SYS_ADMIN only.
+	seccomp, err := exec.CommandContext(t.Context(), "jq", allowBPF, "/usr/share/containers/seccomp.json").Output()
+	need(t, err)
+	need(t, os.WriteFile(dir+"/seccomp.json", seccomp, 0o600))
 	podman := []string{
 		"exec", "podman", "--root", dir + "/root", "--runroot", dir + "/runroot", "--tmpdir", dir + "/tmp", "--storage-driver", "vfs",
 		"--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "crun", "run", "--rm", "--network", "host",
 		"--cgroups", "disabled", "--cgroupns", "host", "--ulimit", "nofile=10000:10000", "--ulimit", "nproc=10000:10000", "--security-opt", "apparmor=unconfined",
+		"--security-opt", "seccomp=" + dir + "/seccomp.json",
 		"-v", state + ":/sys/fs/bpf", "-v", "/sys/fs/cgroup:/sys/fs/cgroup", "-v", dir + "/configuration:/etc/sidegate", "-v", dir + "/run:/run",
 		"--cap-drop", "all",
 	}

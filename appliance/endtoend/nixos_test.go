@@ -1,17 +1,13 @@
 package endtoend
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"sidegate/appliance/lab"
 )
@@ -106,63 +102,4 @@ func TestNixOSGoldens(t *testing.T) {
 			w.plays(t, place{client: lab.Laptop, lan: "auto", oneArmed: true}, s)
 		})
 	}
-}
-
-// TestUnitCapabilitiesAreMinimal: with those of the unit the gateway starts, decides for clients and for the box itself, advertises, and
-// takes over what one before it left. Without any single one of them it does not, or says what is missing. CAP_BPF and CAP_PERFMON are
-// part of CAP_SYS_ADMIN, which the kernel wants of who asks for a program by its number, as a gateway does for its predecessor's.
-func TestUnitCapabilitiesAreMinimal(t *testing.T) {
-	all := unitCapabilities(t, "box")
-	for without := range len(all) + 1 {
-		capabilities, name := slices.Clone(all), "all"
-		if without < len(all) {
-			capabilities, name = slices.Delete(capabilities, without, without+1), "without "+all[without]
-		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			err := everythingWorks(t, capabilities)
-			if (err == nil) != (len(capabilities) == len(all)) {
-				t.Errorf("with %s: %v", strings.Join(capabilities, ", "), err)
-			}
-			t.Log(err)
-		})
-	}
-}
-
-// everythingWorks uses all of the gateway that needs rights, and returns what it says is missing.
-func everythingWorks(t *testing.T, capabilities []string) error {
-	t.Helper()
-	cgroup := newCgroup(t)
-	w := newWorld(t, lab.Options{LinkLocalGateways: true})
-	s := w.serve(t)
-	options := lab.GatewayOptions{
-		Binary: binary, Capabilities: capabilities,
-		Config: fmt.Sprintf("ipv6: advertise\ngateway: { local: true, cgroup: %s }\nreturn_path: symmetric\n", cgroup) +
-			"dns: { upstreams: { isp: \"udp://192.168.0.1\" }, default: isp }\nrules: [ { name: blocked, port: 9, outbound: block } ]\ndefault: direct\n",
-	}
-	var errs []error
-	for range 2 { // the second one finds what the first one left
-		g, err := w.sidegate().StartGateway(t.Context(), options)
-		if err != nil {
-			return err
-		}
-		w.gateway = g
-		errs = append(errs, lab.Wait(within(t, 10*time.Second), "a status without problems", func() error {
-			var status struct{ Problems []any }
-			if err := json.Unmarshal([]byte(w.cli(t, "status", "--json")), &status); err != nil || len(status.Problems) > 0 {
-				return errors.Join(err, fmt.Errorf("problems: %v", status.Problems))
-			}
-			return nil
-		}))
-		for _, to := range []netip.AddrPort{s.direct.Addr4(), s.direct.Addr6()} {
-			if _, err := spoken(t, w.laptop(), "tcp", to, 5*time.Second); err != nil {
-				errs = append(errs, fmt.Errorf("direct: %w", err))
-			}
-		}
-		if _, err := spoken(t, w.laptop(), "tcp", s.blocked.Addr4(), forNone); err == nil {
-			errs = append(errs, errors.New("what is blocked is reached"))
-		}
-		need(t, g.Kill())
-	}
-	return errors.Join(errs...)
 }
