@@ -17,6 +17,9 @@ import (
 // store is where the program is in that system, as in a store of Nix.
 const store = "/nix/store/sidegate"
 
+// secret is the proxy's password, in a file that only root can read.
+const secret = "of the unit"
+
 // unitUser is the number of the unit's user.
 const unitUser = 990
 
@@ -62,7 +65,7 @@ func unitFiles(t *testing.T, w world, system, text string) (files []lab.SystemFi
 		{Path: "/etc/sysctl.d/60-nixos.conf", Text: golden(t, system, "sysctl.conf")},
 		{Path: "/etc/nftables.conf", Text: golden(t, system, "ruleset.nft")},
 		{Path: "/etc/tmpfiles.d/10-sidegate.conf", Text: tmpfiles},
-		{Path: "/run/keys/hk", Text: "of the unit\n", Mode: 0o400},
+		{Path: "/run/keys/hk", Text: secret + "\n", Mode: 0o400},
 	}, config
 }
 

@@ -32,7 +32,8 @@ type unitBox struct {
 func newUnitBox(t *testing.T, system string) *unitBox {
 	t.Helper()
 	w := newWorld(t, lab.Options{})
-	dante := unitDante(t, w)
+	dante, err := w.upstream().StartDante(t.Context(), lab.DanteOptions{Credentials: lab.Credentials{User: "me", Password: secret}})
+	need(t, err)
 	settings := strings.ReplaceAll(golden(t, system, "sidegate.json"), "socks5://10.0.0.7:1080", dante.URL("socks5", lab.Credentials{}))
 	return &unitBox{w, startSystemd(t, w, system, settings), w.serve(t), t}
 }
@@ -48,11 +49,15 @@ func (b *unitBox) sh(t *testing.T, script string, args ...any) string {
 // decides fails the test unless direct, proxied and blocked flows are. That what is proxied is shows that the proxy's password is there.
 func (b *unitBox) decides(t *testing.T) {
 	t.Helper()
+	if status := b.sh(t, "sidegate status"); strings.Contains(status, "Problems") {
+		t.Errorf("the status has problems:\n%s", status)
+	}
 	b.plays(t, place{client: lab.Laptop, lan: "auto", oneArmed: true}, b.services)
 }
 
 // TestUnit: the module's unit, with the firewall and all else that the module sets, does its work; then what people do to a unit is done to
-// it. The router's firewall drops whatever the gateway has not decided, so that direct flows too show that it is there.
+// it. The router's firewall drops what is forwarded unless the gateway has decided it, so that direct flows too show that it is there. Without
+// the module's rules in them the firewalls drop what is proxied, and this one what is direct; without its parameters nothing is forwarded.
 func TestUnit(t *testing.T) {
 	t.Parallel()
 	b := newUnitBox(t, "router")

@@ -173,6 +173,8 @@ mount -t tmpfs -o mode=0755 dev dev
 for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done
 mkdir dev/pts dev/shm; mount -t devpts -o newinstance,ptmxmode=0666 pts dev/pts; ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
 mount -t tmpfs -o mode=1777 shm dev/shm
+echo 0 >proc/sys/net/ipv4/ip_forward # as where it is switched on, whatever this machine's are
+for of in all default eth0; do echo 1 >proc/sys/net/ipv4/conf/$of/send_redirects; done
 hostname sidegate
 pivot_root . .
 umount -l .
@@ -208,13 +210,18 @@ func (s *System) start() (err error) {
 	if s.Process, err = command.Start(); err != nil {
 		return err
 	}
-	return Wait(ctx, "the first process of the namespace", func() error {
+	err = Wait(ctx, "the first process of the namespace", func() error {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", s.Pid()))
 		if err == nil {
 			_, err = fmt.Sscan(string(text), &s.first)
 		}
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	// Its parent must not stay in what is the system's root: there systemd wants groups only.
+	return os.WriteFile(filepath.Join(filepath.Dir(s.options.Cgroup), "cgroup.procs"), fmt.Append(nil, s.Pid()), 0)
 }
 
 // Network is the host that the system is, until it starts again.
