@@ -15,7 +15,7 @@ import (
 )
 
 // sideRouter is a box that is played with, whatever it is: the program in a namespace or a container (namespaceBox), the image in a virtual
-// machine (machineBox), or any box that has a shell and a cable (elsewhere).
+// machine (machineBox), the NixOS module's unit under systemd (systemdBox), or any box that has a shell and a cable (elsewhere).
 type sideRouter interface {
 	configure(t *testing.T, config string) error     // has it taken, by a start or a reload
 	try(t *testing.T, script string) (string, error) // runs it in a shell on the box, where sidegate is the program
