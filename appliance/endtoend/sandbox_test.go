@@ -3,6 +3,7 @@ package endtoend
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"regexp"
@@ -37,7 +38,7 @@ var forbidden = []struct {
 	{"trace a process", func() error { return unix.PtraceAttach(1 << 29) }},
 	{"load a module", func() error { return unix.InitModule(nil, "") }},
 	{"mount", func() error { return unix.Mount("none", "/tmp", "no-such-file-system", 0, "") }},
-	{"have a namespace of its own", func() error { return unix.Unshare(unix.CLONE_NEWUTS) }},
+	{"have a namespace of its own", func() error { return unix.Unshare(unix.CLONE_NEWUSER) }}, // which a process of one thread may, root or not
 	{"run what it has written", func() error {
 		_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_ANON|unix.MAP_PRIVATE)
 		return err
@@ -45,6 +46,7 @@ var forbidden = []struct {
 	{"set the clock", func() error { return unix.ClockSettime(unix.CLOCK_REALTIME, &unix.Timespec{Nsec: -1}) }},
 	{"become root", func() error { return unix.Setresuid(0, 0, 0) }},
 	{"give a program its owner's rights", func() error { return chmodOwn(0o4755) }},
+	{"see a device", func() error { _, err := os.Stat("/dev/net/tun"); return err }},
 	{"make a device", func() error { return unix.Mknod("/tmp/device", unix.S_IFBLK|0o600, 0) }},
 	{"have the processor first", func() error {
 		return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0)
@@ -68,7 +70,17 @@ var permitted = []struct {
 	name string
 	try  func() error
 }{
-	{"write its state", func() error { return os.WriteFile(os.Getenv("STATE_DIRECTORY")+"/probe", nil, 0o600) }},
+	{"write its state, for nobody else", func() error {
+		path := os.Getenv("STATE_DIRECTORY") + "/probe"
+		if err := os.WriteFile(path, nil, 0o666); err != nil {
+			return err
+		}
+		i, err := os.Stat(path)
+		if err == nil && i.Mode().Perm() != 0o600 {
+			err = fmt.Errorf("others may read it: %s", i.Mode())
+		}
+		return err
+	}},
 	{"read its secret", func() error { _, err := os.ReadFile(os.Getenv("CREDENTIALS_DIRECTORY") + "/hk"); return err }},
 	{"read its settings", func() error { _, err := os.ReadDir("/etc/sidegate"); return err }},
 	{"pin", func() error { return os.Mkdir("/run/probe/bpf/probe", 0o700) }},

@@ -171,6 +171,7 @@ mount -t tmpfs -o mode=1777 tmp tmp
 mount -t tmpfs -o mode=0755 run run; [ ! -d .run ] || cp -a .run/. run
 mount -t tmpfs -o mode=0755 dev dev
 for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done
+mkdir dev/net; mknod dev/net/tun c 10 200 # a device, as every machine has some
 mkdir dev/pts dev/shm; mount -t devpts -o newinstance,ptmxmode=0666 pts dev/pts; ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
 mount -t tmpfs -o mode=1777 shm dev/shm
 echo 0 >proc/sys/net/ipv4/ip_forward # as where it is switched on, whatever this machine's are
