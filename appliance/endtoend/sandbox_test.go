@@ -144,7 +144,8 @@ func (b *unitBox) isConfined(t *testing.T) {
 	unit = regexp.MustCompile(`(?m)^(Exec|Restart|Type|Watchdog|RuntimeDirectory=).*\n`).ReplaceAllString(unit, "")
 	unit = strings.NewReplacer(
 		"[Service]\n", "[Service]\nType=oneshot\nRuntimeDirectory=probe\nEnvironment="+modeVariable+"=probe\nExecStart="+store+"/bin/probe\nStandardOutput=file:/run/probed\n",
-		":/run/sidegate/bpf", ":/run/probe/bpf").Replace(unit)
+		":/run/sidegate/bpf", ":/run/probe/bpf",
+	).Replace(unit)
 	b.sh(t, "cat >/run/systemd/system/probe.service <<'END'\n%s\nEND\nsystemctl daemon-reload; systemctl start probe", unit)
 	inside, outside := parse(b.sh(t, "cat /run/probed; rmdir /sys/fs/bpf/sidegate/probe")), parse(b.sh(t, run))
 	for _, c := range permitted {

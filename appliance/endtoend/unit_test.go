@@ -179,7 +179,7 @@ func (b *unitBox) without(t *testing.T, end func()) {
 	t.Logf("the next one serves after %.2f s", time.Since(begun).Seconds())
 	stop()
 	need(t, errors.Join(<-failed, <-failed))
-	if packets(t, atBox, ofOthers) < 100 {
+	if packets(t, atBox, ofOthers) < 10 {
 		t.Error("there were hardly any new flows, so this proves nothing")
 	}
 	never(t, atRouter, "what is proxied or blocked left the box", ofOthers)
