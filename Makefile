@@ -45,7 +45,7 @@ test: need-go ## run every test that this machine can run, and list what was ski
 # the oldest and the newest kernel that are supported and to be had.
 vmtest: build ## run what needs other kernels, and the image, in emulated machines (Debian; some 10 minutes, without KVM)
 	@scripts/install-deps.sh test vm image
-	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-6.12-cloud-amd64' -run='^(TestPlaces.*|TestPortIsEnslavedWhileItRuns)$$' ./appliance/endtoend
+	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-6.12-cloud-amd64' -run='^(TestPlaces.*|TestPortIsEnslavedWhileItRuns|TestUnitCapabilitiesAreMinimal)$$' ./appliance/endtoend
 	SIDEGATE_PROOF_CASES=20000 CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-6.12-cloud-amd64' -run='^(TestPolicyProof|TestVerifierBudget)$$' ./appliance/datapath
 	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-cloud-amd64' -run='^TestOldKernelIsRefused$$' ./appliance/endtoend
 	vmtests/image.sh linux-image-6.12-cloud-amd64 trixie-backports/linux-image-cloud-amd64
