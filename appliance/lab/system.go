@@ -59,8 +59,8 @@ func (h *Host) StartSystem(ctx context.Context, o SystemOptions) (*System, error
 	if _, err := os.Stat(systemd); err != nil {
 		return nil, MissingError{systemd, "systemd"}
 	}
-	if to, err := os.Readlink("/lib"); err != nil || to != "usr/lib" {
-		return nil, errors.New("starting systemd: this machine's /lib is not in /usr, which is what it is to be started from")
+	if at, err := filepath.EvalSymlinks("/lib"); err != nil || at != "/usr/lib" {
+		return nil, MissingError{"/lib in /usr", "usrmerge"} // /usr is all that it has of this machine
 	}
 	s := &System{life: ctx, options: o, place: h, root: h.lab.file(h.name, ".root")}
 	if err := s.build(); err != nil {
