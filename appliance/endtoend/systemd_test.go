@@ -82,9 +82,8 @@ func startSystemd(t *testing.T, w world, system, first string) systemdBox {
 		Files: append(files,
 			lab.SystemFile{Path: store + "/bin/sidegate", From: binary}, lab.SystemFile{Path: store + "/bin/probe", From: self}),
 		Enabled: map[string][]string{
-			"sysinit.target":        {"nftables.service"},
-			"multi-user.target":     {"sidegate.service", "systemd-networkd.service"},
-			"network-online.target": {"systemd-networkd-wait-online.service"},
+			"sysinit.target":    {"nftables.service"},
+			"multi-user.target": {"sidegate.service", "systemd-networkd.service", "systemd-networkd-wait-online.service"},
 		},
 	})
 	need(t, err)

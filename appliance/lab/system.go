@@ -59,14 +59,14 @@ func (h *Host) StartSystem(ctx context.Context, o SystemOptions) (*System, error
 	if _, err := os.Stat(systemd); err != nil {
 		return nil, MissingError{systemd, "systemd"}
 	}
-	if to, err := os.Readlink("/lib"); err != nil || to != "usr/lib" {
-		return nil, errors.New("starting systemd: this machine's /lib is not in /usr, which is what it is to be started from")
+	if at, err := filepath.EvalSymlinks("/lib"); err != nil || at != "/usr/lib" {
+		return nil, MissingError{"/lib in /usr", "usrmerge"} // /usr is all that it has of this machine
 	}
 	s := &System{life: ctx, options: o, place: h, root: h.lab.file(h.name, ".root")}
 	if err := s.build(); err != nil {
 		return nil, fmt.Errorf("making the root directory of a system: %w", err)
 	}
-	return s, s.start()
+	return s, s.Start()
 }
 
 func (s *System) build() error {
@@ -183,7 +183,8 @@ cd /
 mount --make-rshared / # as on a machine, where systemd does that itself: credentials come to a unit so
 exec env -i container=lab PATH=/usr/sbin:/usr/bin /usr/lib/systemd/systemd --unit=multi-user.target --log-target=journal --show-status=no`
 
-func (s *System) start() (err error) {
+// Start starts it again after its end.
+func (s *System) Start() (err error) {
 	ctx := s.life
 	defer func() {
 		if err != nil {
@@ -269,7 +270,7 @@ func (s *System) Reboot(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for systemd to shut down: %w", context.Cause(ctx))
 	}
-	return s.start()
+	return s.Start()
 }
 
 // Kill ends all of its processes at once.
