@@ -58,7 +58,10 @@ func drive(t *testing.T, label string, files map[string]string) (disk string) {
 }
 
 // machineBox is the appliance in a virtual machine in the place of the lab's side router.
-type machineBox struct{ *lab.Machine }
+type machineBox struct {
+	shellBox
+	*lab.Machine
+}
 
 // startImage starts it, and returns when its console can be talked to.
 func startImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
@@ -76,39 +79,11 @@ func startImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
 	})
 	begun := time.Now()
 	need(t, m.Shell(within(t, 5*time.Minute)))
-	b := machineBox{m}
+	b := machineBox{shellBox{m.Run, "/etc/sidegate/sidegate.yaml"}, m}
 	b.serves(t)
 	t.Logf("the box serves %.0f s after the machine's start", time.Since(begun).Seconds())
 	return b
 }
-
-// serves waits until the gateway does.
-func (b machineBox) serves(t *testing.T) {
-	t.Helper()
-	need(t, lab.Wait(within(t, 5*time.Minute), "the gateway to serve", func() error {
-		_, err := b.try(t, "sidegate status >/dev/null && sleep 1") // the pause is the machine's, which is slow
-		return err
-	}))
-}
-
-func (b machineBox) try(t *testing.T, script string) (string, error) {
-	t.Helper()
-	return b.Run(t.Context(), script)
-}
-
-func (b machineBox) configure(t *testing.T, config string) error {
-	t.Helper()
-	_, err := b.try(t, "cat >/etc/sidegate/sidegate.yaml <<'END'\n"+config+"END\nsidegate reload")
-	return err
-}
-
-func (b machineBox) crash(t *testing.T) {
-	t.Helper()
-	_, err := b.try(t, "kill -9 $(pidof sidegate)")
-	need(t, err)
-}
-
-func (machineBox) revive(*testing.T) {} // its init does
 
 func (b machineBox) restart(t *testing.T) {
 	t.Helper()

@@ -65,23 +65,7 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 	if err != nil {
 		return nil, err
 	}
-	h.replaced = true
-	i := h.Interface()
-	own := i.MAC.String()
-	own = "06" + own[2:] // the bridge takes frames for its ports' addresses itself
-	script := fmt.Sprintf(`set -e
-		[ ! -e /sys/class/net/machine ] || exit 0 # there was one before
-		echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
-		ip address flush dev %[1]s
-		ip link add machines type bridge mcast_snooping 0
-		ip link set %[1]s down
-		ip link set %[1]s address %[2]s master machines
-		ip link set %[1]s up
-		ip tuntap add machine mode tap vnet_hdr
-		ip link set machine master machines up
-		ip link set machines up
-		for f in /proc/sys/net/bridge/bridge-nf-call-*tables; do [ ! -e $f ] || echo 0 >$f; done`, i.Name, own)
-	if _, err := h.Exec(ctx, "sh", "-c", script); err != nil {
+	if err := h.giveWay(ctx, "ip tuntap add machine mode tap vnet_hdr"); err != nil {
 		return nil, err
 	}
 	accelerator, args := "tcg,thread=multi", []string{}
@@ -90,7 +74,7 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 	}
 	args = append(args, "-accel", accelerator, "-machine", "q35", "-cpu", "max", "-smp", "1", "-m", "512", "-nodefaults", "-display", "none",
 		"-serial", "stdio",
-		"-netdev", "tap,id=lan,ifname=machine,script=no,downscript=no,vhost=off", "-device", "virtio-net-pci,romfile=,netdev=lan,mac="+i.MAC.String())
+		"-netdev", "tap,id=lan,ifname=machine,script=no,downscript=no,vhost=off", "-device", "virtio-net-pci,romfile=,netdev=lan,mac="+h.MAC().String())
 	if o.UEFI {
 		const code, variables = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 		if _, err := os.Stat(code); err != nil {
