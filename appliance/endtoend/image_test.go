@@ -17,7 +17,7 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// image is the disk that make image builds; without it, what needs it is skipped. (vmtests/images.sh)
+// image is the disk that make image builds; without it, what needs it is skipped. (vmtests/run.sh)
 func image(t *testing.T) (disk string) {
 	t.Helper()
 	packed := os.Getenv("SIDEGATE_IMAGE")
