@@ -42,7 +42,7 @@ demo: need-root need-go ## show what sidegate does, in network namespaces of its
 test: need-go ## run every test that this machine can run, and list what was skipped (best as root)
 	@scripts/install-deps.sh --if-root test
 	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
-	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=30m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
+	$(GO) run ./scripts/testreport -count=1 -p=1 -parallel=6 -timeout=30m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
 
 vmtest: build ## run what needs other kernels, and the image, in emulated machines (Debian; some 10 minutes, without KVM)
 	@scripts/install-deps.sh test vm image
