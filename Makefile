@@ -15,7 +15,7 @@ FUZZTIME ?= 60s
 # make bench BENCHFLAGS='--quick --json FILE' (see BENCHFLAGS=--help)
 BENCHFLAGS ?=
 
-# make vmtest STEPS=image
+# make vmtest STEPS='image first'
 STEPS ?=
 
 # make image KERNEL=linux-image-6.12-amd64
