@@ -150,7 +150,7 @@ func TestImageFirstStart(t *testing.T) {
 	b.shows(t, "  192.168.0.2/24 on eth0\n", "  10.9.0.15/24 on eth1\n", "default direct", "Serving since ", "labelled\nSIDEGATE", "partition SGBOOT")
 
 	pull := b.plug(t, "default: direct\nrules: [ { name: closed, port: 7, outbound: tokyo } ]\n")
-	b.says(t, "sidegate.yaml:2: rules[0] (closed): unknown outbound \"tokyo\"")
+	b.says(t, "sidegate.yaml:2: rule \"closed\": unknown outbound \"tokyo\"")
 	b.shows(t, ", labelled SIDEGATE, is refused, and what was before stays:", "Configured by /dev/", "labelled SGBOOT")
 	if _, err := spoken(t, w.laptop(), "tcp", s.direct.Addr4(), forAnswer); err != nil {
 		t.Errorf("with a drive that is refused: %v", err)
@@ -181,7 +181,7 @@ func (b machineBox) plug(t *testing.T, config string) (pull func(context.Context
 func (b machineBox) says(t *testing.T, text string) {
 	t.Helper()
 	need(t, lab.Wait(within(t, 2*time.Minute), "the log to say "+text, func() error {
-		_, err := b.try(t, "dmesg | grep -qF '"+text+"'")
+		_, err := b.try(t, "dmesg | grep -qF '"+text+"' || { dmesg | tail -n 20; exit 1; }")
 		return err
 	}))
 }
