@@ -58,7 +58,8 @@ func TestContainer(t *testing.T) {
 	}
 	// Crun refuses a machine that has cgroups of both versions; the container sees the second.
 	script := "mount --make-rprivate /; [ ! -d /sys/fs/cgroup/unified ] || mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup\n" +
-		strings.Join(append(podman, "oci:"+image), " ")
+		"cd " + filepath.Dir(image) + "\n" + // as its user does: podman takes no path with capital letters
+		strings.Join(append(podman, "oci:"+filepath.Base(image)), " ")
 	p, err := s.sidegate().Command(t.Context(), "unshare", "-m", "sh", "-c", script).Start()
 	need(t, err)
 	s.gateway = &lab.Gateway{Process: p, Config: config, Socket: filepath.Join(dir, "run/sidegate/admin.sock")}

@@ -21,6 +21,8 @@ type MachineOptions struct {
 	// Counted makes the machine's clock count its instructions, a thousand million a second, so that what it measures does
 	// not depend on who else uses this processor. It slows the machine down.
 	Counted bool
+	// Spare is a second Ethernet interface, with a network of its own behind it that has a DHCP server and leads nowhere.
+	Spare bool
 }
 
 // Machine is a virtual machine in the place of a host: the network sees it at the host's port, with the host's MAC address.
@@ -29,6 +31,8 @@ type Machine struct {
 	*Process
 	in  *os.File // its serial console
 	out console
+
+	monitor string // path of QEMU's socket
 
 	mu       sync.Mutex
 	sequence int // of scripts
@@ -90,6 +94,11 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 		}
 		args = append(args, "-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+own)
 	}
+	if o.Spare {
+		args = append(args, "-netdev", "user,id=spare,net=10.9.0.0/24", "-device", "virtio-net-pci,romfile=,netdev=spare,mac=02:00:00:00:99:01")
+	}
+	monitor := h.lab.file(h.name, ".monitor")
+	args = append(args, "-qmp", "unix:"+monitor+",server=on,wait=off", "-device", "virtio-scsi-pci,id=scsi", "-device", "qemu-xhci,id=usb")
 	for _, disk := range o.Disks {
 		args = append(args, "-drive", "if=virtio,format=raw,snapshot=on,file="+disk)
 	}
@@ -98,7 +107,7 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 		return nil, err
 	}
 	defer read.Close() // the machine has its own
-	m := &Machine{in: write}
+	m := &Machine{in: write, monitor: monitor}
 	command := h.Command(ctx, qemu, args...)
 	command.Stdin, command.Stdout = read, &m.out
 	if m.Process, err = command.Start(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -173,7 +174,8 @@ func (c *doctorCmd) repair(ctx context.Context, e *env, findings []doctor.Findin
 		}
 		if !c.Yes {
 			fmt.Fprintf(e.stdout, "\n%s: %s? [y/N] ", f.Object, f.Repair.Does)
-			if !answers.Scan() || !strings.EqualFold(strings.TrimSpace(answers.Text()), "y") {
+			answers.Scan()
+			if !slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(answers.Text()))) {
 				continue
 			}
 		}

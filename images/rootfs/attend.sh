@@ -22,26 +22,32 @@ drivers() {
 
 # take copies the files of the drive $1 to where the gateway reads them.
 take() {
-	local kind from=/run/drive new=/run/configuration
+	local kind refusal from=/run/drive new=/run/configuration
 	mkdir -p $from
 	for kind in vfat iso9660 ext4 exfat; do
 		mount -t $kind -o ro "$1" $from 2>/dev/null && break
 	done || return
-	if [ -e $from/sidegate.yaml ] || [ -e $from/network ]; then
-		rm -rf $new
-		mkdir -m 700 $new
-		find $from -maxdepth 1 -type f -exec cp {} $new \;
-		[ -e $new/sidegate.yaml ] || cp "$CONFIGURATION/sidegate.yaml" $new
-		sed -i 's/\r$//' $new/network 2>/dev/null # it may have been written on Windows
-		rm -rf "$CONFIGURATION"
-		mv $new "$CONFIGURATION"
-		echo "$1, labelled $2" >/run/configured-by
-		say "the configuration is that of the drive $1, labelled $2"
-	else
-		say "the drive $1, labelled $2, has neither sidegate.yaml nor network"
-	fi
+	rm -rf $new
+	mkdir -m 700 $new
+	find $from -maxdepth 1 -type f -exec cp {} $new \;
 	umount $from
-	[ -e /run/configured-by ]
+	if [ ! -e $new/sidegate.yaml ] && [ ! -e $new/network ]; then
+		say "the drive $1, labelled $2, has neither sidegate.yaml nor network"
+		return 1
+	fi
+	[ -e $new/sidegate.yaml ] || cp "$CONFIGURATION/sidegate.yaml" $new
+	sed -i 's/\r$//' $new/network 2>/dev/null # it may have been written on Windows
+	rm -f /run/refused
+	# Once there is a policy in force it stays until there is a better one. At the start there is none, and a default would let out what is to be kept in.
+	if [ -z "$once" ] && ! refusal=$(cd $new && "$PROGRAM" check -c sidegate.yaml 2>&1); then
+		printf '%s\n' "The drive $1, labelled $2, is refused, and what was before stays:" "$refusal" >/run/refused
+		say "the configuration of the drive $1, labelled $2, is refused: $refusal"
+		return 1
+	fi
+	rm -rf "$CONFIGURATION"
+	mv $new "$CONFIGURATION"
+	echo "$1, labelled $2" >/run/configured-by
+	say "the configuration is that of the drive $1, labelled $2"
 }
 
 # drive takes the configuration from the first that has one of the labels, once for each time that it is plugged in.
@@ -97,7 +103,8 @@ interfaces() {
 }
 
 taken=$(cat /run/taken 2>/dev/null)
-if [ "$1" = once ]; then
+once=$1
+if [ "$once" ]; then
 	drivers
 	# What is in a USB port says so late, and its rules are to hold from the first packet on.
 	for _ in 1 2 3 4 5 6; do
