@@ -5,8 +5,7 @@
 # shellcheck source=/dev/null # written by the builder, from appliance.json
 export PATH=/usr/bin:/bin
 . /usr/lib/sidegate/appliance
-
-say() { echo "<6>appliance: $*" >/dev/kmsg; }
+. /usr/lib/sidegate/drive.sh
 
 plugged() { ls /sys/bus/*/devices; } 2>/dev/null
 
@@ -19,36 +18,6 @@ drivers() {
 		xargs modprobe -q -a <$new
 	done
 } 2>/dev/null
-
-# take copies the files of the drive $1 to where the gateway reads them.
-take() {
-	local kind refusal from=/run/drive new=/run/configuration
-	mkdir -p $from
-	for kind in vfat iso9660 ext4 exfat; do
-		mount -t $kind -o ro "$1" $from 2>/dev/null && break
-	done || return
-	rm -rf $new
-	mkdir -m 700 $new
-	find $from -maxdepth 1 -type f -exec cp {} $new \;
-	umount $from
-	if [ ! -e $new/sidegate.yaml ] && [ ! -e $new/network ]; then
-		say "the drive $1, labelled $2, has neither sidegate.yaml nor network"
-		return 1
-	fi
-	[ -e $new/sidegate.yaml ] || cp "$CONFIGURATION/sidegate.yaml" $new
-	sed -i 's/\r$//' $new/network 2>/dev/null # it may have been written on Windows
-	rm -f /run/refused
-	# Once there is a policy in force it stays until there is a better one. At the start there is none, and a default would let out what is to be kept in.
-	if [ -z "$once" ] && ! refusal=$(cd $new && "$PROGRAM" check -c sidegate.yaml 2>&1); then
-		printf '%s\n' "The drive $1, labelled $2, is refused, and what was before stays:" "$refusal" >/run/refused
-		say "the configuration of the drive $1, labelled $2, is refused: $refusal"
-		return 1
-	fi
-	rm -rf "$CONFIGURATION"
-	mv $new "$CONFIGURATION"
-	echo "$1, labelled $2" >/run/configured-by
-	say "the configuration is that of the drive $1, labelled $2"
-}
 
 # drive takes the configuration from the first that has one of the labels, once for each time that it is plugged in.
 drive() {
@@ -64,8 +33,6 @@ drive() {
 	taken=
 	return 1
 }
-
-setting() { sed -n "s/^[[:space:]]*$1[[:space:]]*=[[:space:]]*\([^#[:space:]]*\).*/\1/p" "$CONFIGURATION/network" 2>/dev/null; }
 
 # fixed gives the interface $1 what the file "network" says.
 fixed() {
@@ -103,8 +70,7 @@ interfaces() {
 }
 
 taken=$(cat /run/taken 2>/dev/null)
-once=$1
-if [ "$once" ]; then
+if [ "$1" = once ]; then
 	drivers
 	# What is in a USB port says so late, and its rules are to hold from the first packet on.
 	for _ in 1 2 3 4 5 6; do
@@ -115,6 +81,7 @@ if [ "$once" ]; then
 	interfaces
 	exit
 fi
+export CONFIGURATION_IN_FORCE=yes
 while sleep 2; do
 	[ "$seen" != "$(plugged)$(cat /proc/partitions)" ] || continue
 	drivers
