@@ -174,6 +174,17 @@ let
       builtins.split "${builtins.storeDir}/[a-z0-9]{32}-[^/]*" (builtins.unsafeDiscardStringContext text)
     );
 
+  # What the README shows, word for word.
+  readme =
+    let
+      shown = lib.head (lib.splitString "```" (lib.elemAt (lib.splitString "```nix\n" (builtins.readFile ../README.md)) 1));
+      inherit (import (builtins.toFile "readme.nix" shown)) services;
+      inherit (system { inherit services; }) config;
+      wrong = config.warnings ++ map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
+    in
+    assert lib.assertMsg (wrong == [ ]) "what the README shows is not right: ${lib.concatStrings wrong}";
+    config;
+
   texts =
     module:
     let
@@ -215,6 +226,7 @@ in
 {
   inherit system;
   goldens = lib.mapAttrs (_: texts) good // {
+    readme."sidegate.json" = builtins.toJSON readme.services.sidegate.settings;
     warned = lib.mapAttrs' (
       name: module:
       let
