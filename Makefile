@@ -15,6 +15,9 @@ FUZZTIME ?= 60s
 # make bench BENCHFLAGS='--quick --json FILE' (see BENCHFLAGS=--help)
 BENCHFLAGS ?=
 
+# make vmtest STEPS='image first'
+STEPS ?=
+
 # make image KERNEL=linux-image-6.12-amd64
 KERNEL ?= linux-image-6.12-cloud-amd64
 
@@ -39,16 +42,11 @@ demo: need-root need-go ## show what sidegate does, in network namespaces of its
 test: need-go ## run every test that this machine can run, and list what was skipped (best as root)
 	@scripts/install-deps.sh --if-root test
 	@$(GO) build ./... 2>/dev/null || true # in parallel; what fails is reported below
-	$(GO) run ./scripts/testreport -count=1 -p=1 -timeout=30m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
+	$(GO) run ./scripts/testreport -count=1 -p=1 -parallel=6 -timeout=30m $(if $(RACE),-race) $(if $(RUN),-run='$(RUN)') $(PKG)
 
-# First a kernel that has what others lack (VLAN, WireGuard) and an older verifier, and one that is too old; then the image, with
-# the oldest and the newest kernel that are supported and to be had.
 vmtest: build ## run what needs other kernels, and the image, in emulated machines (Debian; some 10 minutes, without KVM)
 	@scripts/install-deps.sh test vm image
-	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-6.12-cloud-amd64' -run='^(TestPlaces.*|TestPortIsEnslavedWhileItRuns)$$' ./appliance/endtoend
-	SIDEGATE_PROOF_CASES=20000 CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-6.12-cloud-amd64' -run='^(TestPolicyProof|TestVerifierBudget)$$' ./appliance/datapath
-	CGO_ENABLED=0 $(GO) run ./scripts/testreport -count=1 -timeout=25m -exec='$(CURDIR)/vmtests/exec.sh linux-image-cloud-amd64' -run='^TestOldKernelIsRefused$$' ./appliance/endtoend
-	vmtests/image.sh linux-image-6.12-cloud-amd64 trixie-backports/linux-image-cloud-amd64
+	vmtests/run.sh $(STEPS)
 
 bench: need-root need-go ## measure forwarding, proxying and DNS against what is simpler (root)
 	@scripts/install-deps.sh bench

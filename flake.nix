@@ -22,12 +22,18 @@
       overlays.default = import ./nix/overlay.nix {
         version = self.shortRev or self.dirtyShortRev or "unknown";
       };
-      nixosModules.default =
-        { pkgs, lib, ... }:
-        {
-          imports = [ ./nixos-module ];
-          services.sidegate.package = lib.mkDefault (pkgs.extend self.overlays.default).sidegate;
-        };
+      nixosModules.default = {
+        key = "${self}#nixosModules.default"; # once, where the appliance is imported beside it
+        imports = [
+          ./nixos-module
+          (
+            { pkgs, lib, ... }:
+            {
+              services.sidegate.package = lib.mkDefault (pkgs.extend self.overlays.default).sidegate;
+            }
+          )
+        ];
+      };
       nixosModules.appliance.imports = [
         self.nixosModules.default
         ./nixos-module/appliance.nix

@@ -6,18 +6,21 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"sidegate/appliance/config"
+	"sidegate/appliance/gateway"
 	"sidegate/appliance/policy"
 	"sidegate/appliance/sysctl"
 )
 
 type appliance struct {
-	Settings map[string]any
-	Files    map[string]string
-	Sysctls  []sysctl.Parameter
+	Settings     map[string]any
+	Files        map[string]string
+	Sysctls      []sysctl.Parameter
+	Capabilities []string
 }
 
 func read(t *testing.T) (a appliance) {
@@ -45,6 +48,13 @@ func TestSysctlsAreTheProgrammes(t *testing.T) {
 	}
 	if got := read(t).Sysctls; !reflect.DeepEqual(got, want) {
 		t.Errorf("appliance.json has\n%+v\nand the program\n%+v\nreplace its sysctls by: sidegate sysctls --json", got, want)
+	}
+}
+
+// TestCapabilitiesAreTheProgrammes: what the unit and the container are given is what the program says that it needs.
+func TestCapabilitiesAreTheProgrammes(t *testing.T) {
+	if got, want := read(t).Capabilities, gateway.Capabilities(); !slices.Equal(got, want) {
+		t.Errorf("appliance.json has the capabilities %q, and the program %q", got, want)
 	}
 }
 

@@ -1,4 +1,4 @@
-# Systems that use the module: those of `good` with all that it makes of them, as text; those of `bad` with what it says of them.
+# Systems that use the module: those of `good` with all that it makes of them, as text; those of `odd` and `bad` with what it says of them.
 # make nix-check compares both with nixos-module/goldens, and the tests run the first.
 { self, nixpkgs }:
 let
@@ -103,7 +103,10 @@ let
     };
     gateway-alone.services.sidegate.lan.gateway = [ "192.168.0.1" ];
     own-gateway.services.sidegate.lan = lan // {
-      gateway = [ "192.168.0.2" ];
+      gateway = [
+        "192.168.0.1"
+        "fd00::2"
+      ];
     };
     dhcp-alone.services.sidegate.dhcp.enable = true;
     two-advertisers.services.sidegate = {
@@ -138,6 +141,20 @@ let
       };
   };
 
+  # What works, and may not be what is meant.
+  odd = {
+    nat.networking.nat = {
+      enable = true;
+      externalInterface = "eth1";
+      internalInterfaces = [ "eth0" ];
+    };
+    dhcp-without-dns.services.sidegate = {
+      inherit lan;
+      dhcp.enable = true;
+    };
+    unchecked.services.sidegate.settings.geodata.geosite = "/var/lib/geosite.dat";
+  };
+
   # Evaluation itself refuses these; the message is the module system's. A script sees it, for Nix code cannot.
   ugly = {
     option-typo.services.sidegate.setings = { };
@@ -156,6 +173,17 @@ let
     lib.concatMapStrings (part: if lib.isList part then "" else part) (
       builtins.split "${builtins.storeDir}/[a-z0-9]{32}-[^/]*" (builtins.unsafeDiscardStringContext text)
     );
+
+  # What the README shows, word for word.
+  readme =
+    let
+      shown = lib.head (lib.splitString "```" (lib.elemAt (lib.splitString "```nix\n" (builtins.readFile ../README.md)) 1));
+      inherit (import (builtins.toFile "readme.nix" shown)) services;
+      inherit (system { inherit services; }) config;
+      wrong = config.warnings ++ map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
+    in
+    assert lib.assertMsg (wrong == [ ]) "what the README shows is not right: ${lib.concatStrings wrong}";
+    config;
 
   texts =
     module:
@@ -181,21 +209,50 @@ let
       lib.filterAttrs (file: _: lib.hasPrefix "10-sidegate" file) config.systemd.network.units
     );
 
-  refused =
-    module: map (a: a.message) (lib.filter (a: !a.assertion) (system module).config.assertions);
+  # What the module says of a system: of each of its assertions the message, if it fails.
+  complaints = lib.mapAttrs (
+    _: module:
+    map (a: if a.assertion then null else a.message) (
+      lib.concatMap (d: lib.optionals (lib.hasSuffix "nixos-module/assertions.nix" d.file) d.value)
+        (system module).options.assertions.definitionsWithLocations
+    )
+  ) bad;
+  # The messages of assertions that no case sees fail.
+  unseen =
+    lib.foldl' (lib.zipListsWith (seen: said: if seen == null then said else seen))
+      (lib.head (lib.attrValues complaints))
+      (lib.attrValues complaints);
 in
 {
   inherit system;
   goldens = lib.mapAttrs (_: texts) good // {
-    refused = lib.mapAttrs' (
+    readme."sidegate.json" = builtins.toJSON readme.services.sidegate.settings;
+    warned = lib.mapAttrs' (
       name: module:
       let
-        messages = refused module;
+        inherit (system module) config;
       in
       lib.nameValuePair "${name}.txt" (
-        if messages == [ ] then throw "${name} is not refused" else lib.concatStrings messages
+        if config.warnings == [ ] then
+          throw "${name} is not warned of"
+        else
+          lib.concatStrings config.warnings
       )
-    ) bad;
+    ) odd;
+    refused =
+      assert lib.assertMsg (!lib.elem null unseen)
+        "nix/cases.nix: no case of `bad` sees assertion ${
+          toString (1 + lib.lists.findFirstIndex (said: said == null) 0 unseen)
+        } of nixos-module/assertions.nix fail";
+      lib.mapAttrs' (
+        name: said:
+        let
+          messages = lib.filter (m: m != null) said;
+        in
+        lib.nameValuePair "${name}.txt" (
+          if messages == [ ] then throw "${name} is not refused" else lib.concatStrings messages
+        )
+      ) complaints;
   };
   ugly = lib.mapAttrs (_: module: (system module).config.services.sidegate.settings.return_path) ugly;
 }

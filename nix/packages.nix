@@ -10,6 +10,7 @@ let
   );
   inherit (gateway.config.system.build) images;
   appliance = lib.importJSON ../images/appliance.json;
+  inherit (appliance) paths;
   options = gateway.options.services.sidegate;
 in
 {
@@ -24,9 +25,21 @@ in
   oci = pkgs.dockerTools.buildLayeredImage {
     name = appliance.hostname;
     tag = pkgs.sidegate.version;
+    contents = [
+      (pkgs.writeTextDir "${paths.configuration}/sidegate.yaml" (builtins.toJSON appliance.settings))
+    ];
     config = {
-      Entrypoint = [ (lib.getExe pkgs.sidegate) ];
-      Cmd = [ "run" ];
+      Entrypoint = [
+        (lib.getExe pkgs.sidegate)
+        "run"
+        "-c"
+        "${paths.configuration}/sidegate.yaml"
+        "--data-dir"
+        paths.data
+      ];
+      Volumes.${paths.data} = { };
+      StopSignal = "SIGTERM";
+      Labels."org.opencontainers.image.version" = pkgs.sidegate.version;
     };
   };
 

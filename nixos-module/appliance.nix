@@ -8,6 +8,7 @@
 let
   appliance = lib.importJSON ../images/appliance.json;
   label = appliance.label.configuration;
+  configuration = "/run/sidegate-configuration";
   fallback = config.environment.etc."sidegate/sidegate.json".source;
 in
 {
@@ -25,7 +26,7 @@ in
   services.sidegate = {
     enable = true;
     settings = appliance.settings;
-    file = "/run/sidegate-configuration/sidegate.yaml";
+    file = "${configuration}/sidegate.yaml";
   };
 
   # The drive's files are copied, so that it may be pulled out. Again when one is plugged in.
@@ -51,32 +52,30 @@ in
       RuntimeDirectory = "sidegate-configuration";
       RuntimeDirectoryPreserve = true;
     };
+    environment = {
+      CONFIGURATION = configuration;
+      PROGRAM = lib.getExe config.services.sidegate.package;
+    };
     script = ''
+      . ${../images/rootfs/drive.sh}
       udevadm settle
-      new=$(mktemp -d)
-      cp ${fallback} "$new/sidegate.yaml"
+      [ -e "$CONFIGURATION/sidegate.yaml" ] || cp ${fallback} "$CONFIGURATION/sidegate.yaml"
       drive=/dev/disk/by-label/${label}
-      if [ -e "$drive" ]; then
-        mount -o ro "$drive" /mnt
-        cp -r /mnt/. "$new"
-        umount /mnt
-      fi
-      if [ -e "$new/network" ]; then
+      CONFIGURATION_IN_FORCE=$(systemctl is-active sidegate.service | sed -n '/^active/p')
+      [ ! -e "$drive" ] || take "$(readlink -f "$drive")" ${label} || true
+      chown -R sidegate: "$CONFIGURATION"
+      systemctl --no-block try-reload-or-restart sidegate.service
+      if [ -e "$CONFIGURATION/network" ]; then # which counts at a start
         mkdir -p /run/systemd/network
         {
-          printf '[Match]\nName=%s\n[Network]\n' "$(sed -n 's/^ *interface *= *//p' "$new/network" | grep . || echo 'en* eth*')"
-          sed -n 's/^ *address *= */Address=/p; s/^ *gateway *= */Gateway=/p; s/^ *dns *= */DNS=/p' "$new/network"
+          printf '[Match]\nName=%s\n[Network]\n' "$(setting interface | grep . || echo 'en* eth*')"
+          setting address | sed 's/^/Address=/'
+          setting gateway | sed 's/^/Gateway=/'
+          setting dns | sed 's/^/DNS=/'
         } >/run/systemd/network/05-sidegate.network
       fi
-      chown -R sidegate: "$new"
-      rm -rf "$RUNTIME_DIRECTORY"/*
-      cp -r --preserve=all "$new"/. "$RUNTIME_DIRECTORY"
-      chown sidegate: "$RUNTIME_DIRECTORY"
-      rm -rf "$new"
-      systemctl --no-block try-reload-or-restart sidegate.service
     '';
   };
-  systemd.tmpfiles.settings."10-sidegate"."/mnt".d.mode = "0755";
   services.udev.extraRules = ''
     ACTION=="add", SUBSYSTEM=="block", ENV{ID_FS_LABEL}=="${label}", TAG+="systemd", ENV{SYSTEMD_WANTS}+="sidegate-configuration.service"
   '';

@@ -12,6 +12,7 @@ let
   interfaces = cfg.settings.interfaces.lan;
   isIPv6 = lib.hasInfix ":";
   bare = lib.filter (a: !lib.hasInfix "/" a) lan.address;
+  own = lib.intersectLists lan.gateway (map (a: lib.head (lib.splitString "/" a)) lan.address);
   kernel = config.boot.kernelPackages.kernel.version;
 
   # Each string of the settings with the path of keys that leads to it.
@@ -108,8 +109,8 @@ in
       (say (lan.gateway == [ ] || lan.address != [ ]) ''
         lan.gateway is ${concatStringsSep ", " lan.gateway} and lan.address is empty: give the box its address, lan.address = [ "192.168.0.2/24" ].
       '')
-      (say (!lib.elem lan.gateway (map (a: [ (lib.head (lib.splitString "/" a)) ]) lan.address)) ''
-        lan.gateway ${concatStringsSep ", " lan.gateway} is the box's own address; it is to be the main router's.
+      (say (own == [ ]) ''
+        lan.gateway ${concatStringsSep ", " own} is the box's own address; it is to be the main router's.
       '')
       (say (!cfg.dhcp.enable || lib.any (a: !isIPv6 a) lan.address) ''
         dhcp.enable needs an IPv4 address of the box: lan.interface = "eth0" and lan.address = [ "192.168.0.2/24" ].

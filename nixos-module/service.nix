@@ -43,9 +43,10 @@ in
     systemd.services.sidegate = {
       description = "Side-router gateway";
       wantedBy = [ "multi-user.target" ];
-      wants = [ "network-online.target" ];
+      # Before the box forwards anything: until then all would go direct. Interfaces, addresses and routes are awaited by the gateway itself.
+      wants = [ "network-pre.target" ];
+      before = [ "network-pre.target" ];
       after = [
-        "network-online.target"
         "nftables.service"
         "systemd-sysctl.service"
         "systemd-tmpfiles-setup.service"

@@ -46,6 +46,8 @@ test      dnsperf         dnsperf
 test      radvd           radvd
 test      sysctl          procps
 test      iptables        iptables
+test      busybox         busybox-static
+test      /usr/lib/systemd/systemd systemd
 
 browser   chromium        chromium
 
@@ -70,6 +72,8 @@ lint      shellcheck      shellcheck
 generate  clang-19        clang-19
 generate  llvm-strip-19   llvm-19
 '
+
+# systemd is for tests that start it in namespaces. Its package pulls in libraries and mount(8), and makes it nobody's init: that is systemd-sysv's.
 
 # The daemons among these packages: installing a test peer must not leave a server running on the
 # machine, now or after the next boot.

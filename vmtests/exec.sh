@@ -18,7 +18,7 @@ kernel=$1 binary=$2
 shift 2
 
 # What tests start apart from sidegate, and the modules that this may make the kernel load.
-programs='sh ip nft danted wg radvd'
+programs='sh ip nft danted wg radvd setpriv mount'
 modules='kernel/net kernel/crypto kernel/lib kernel/arch kernel/drivers/net'
 
 die() {

@@ -45,6 +45,9 @@ func ProgramsBefore(index int) ([]Program, error) {
 
 func programName(id ebpf.ProgramID) (string, error) {
 	p, err := ebpf.NewProgramFromID(id)
+	if errors.Is(err, fs.ErrPermission) {
+		return "", fmt.Errorf("opening program %d: %w; it takes root, or CAP_SYS_ADMIN", id, err)
+	}
 	if err != nil {
 		return "", fmt.Errorf("opening program %d: %w", id, err)
 	}

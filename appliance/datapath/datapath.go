@@ -154,7 +154,7 @@ func Open(ctx context.Context, o Options) (*Datapath, error) {
 		state:    state,
 		lock:     lock,
 		learning: learning,
-		links:    newLinks(state.dir),
+		links:    newLinks(state),
 		rules:    map[uint32][]string{},
 		told:     map[string]time.Time{},
 	}

@@ -18,7 +18,8 @@ import (
 // socket lookup, and what the box itself sends by IPv6. Each is pinned under its name, so that it outlives the
 // daemon.
 type links struct {
-	dir string
+	dir      string
+	programs programs
 	// An unreferenced link.Link is closed by the garbage collector; the pin would survive, our handle not.
 	open   map[string]link.Link
 	wanted map[string]bool // pins of what there is to be
@@ -33,8 +34,8 @@ const (
 // names; no interface has a colon.
 func LANLink(device string) string { return "lan-" + strings.ReplaceAll(device, ".", ":") }
 
-func newLinks(stateDir string) *links {
-	return &links{dir: filepath.Join(stateDir, "links"), open: map[string]link.Link{}, wanted: map[string]bool{}}
+func newLinks(s *state) *links {
+	return &links{dir: filepath.Join(s.dir, "links"), programs: programs{s}, open: map[string]link.Link{}, wanted: map[string]bool{}}
 }
 
 // place is one link as it should be.
@@ -126,10 +127,13 @@ func (l *links) apply(next *generation, unchanged bool, all []place) (added []st
 			for _, c := range done {
 				err = errors.Join(err, l.undo(c))
 			}
-			return nil, err
+			return nil, errors.Join(err, l.forget())
 		}
 		if c.fresh {
 			added = append(added, "the link "+p.pin)
+		}
+		if c.kept {
+			added = append(added, "the pin of the program of "+p.pin)
 		}
 		done = append(done, c)
 	}
@@ -146,11 +150,13 @@ func (l *links) want(all []place) {
 
 // change is what put did to a place.
 type change struct {
-	pin    string
-	link   link.Link
-	before *ebpf.Program // what the link ran; nil: it was not touched, or is new
-	made   bool          // the link is new
-	fresh  bool          // something was missing: the link, its pin, or our program in it
+	pin      string
+	link     link.Link
+	replaced bool          // the link ran another program
+	before   *ebpf.Program // which one; nil: it is not pinned, since somebody else put it there, or a predecessor that pinned none
+	made     bool          // the link is new
+	fresh    bool          // something was missing: the link, its pin, or our program in it
+	kept     bool          // the program was not pinned
 }
 
 // pinned reports whether there is a pin of a name that begins so, of ours or of a predecessor.
@@ -164,21 +170,12 @@ func (l *links) pinned(prefix string) bool {
 func (l *links) put(p place, g *generation, unchanged bool) (change, error) {
 	existing, repinned := l.find(p)
 	if existing != nil && !p.fixed {
-		c := change{pin: p.pin, link: existing, fresh: repinned}
-		if unchanged && runs(existing, p.program(g)) {
-			return c, nil
+		return l.replace(existing, p.program(g), change{pin: p.pin, link: existing, fresh: repinned}, unchanged)
+	}
+	if !p.fixed {
+		if _, err := l.programs.keep(p.program(g)); err != nil {
+			return change{}, err
 		}
-		before, err := programOf(existing)
-		if err != nil {
-			return c, err
-		}
-		if err := existing.Update(p.program(g)); err != nil {
-			before.Close()
-			return c, err
-		}
-		// Unchanged, and yet it ran another program: somebody replaced it.
-		c.before, c.fresh = before, repinned || unchanged
-		return c, nil
 	}
 	attached, err := p.attach(p.program(g))
 	if existing != nil && errors.Is(err, unix.EBUSY) {
@@ -198,6 +195,31 @@ func (l *links) put(p place, g *generation, unchanged bool) (change, error) {
 	return change{pin: p.pin, link: attached, made: true, fresh: true}, nil
 }
 
+// replace makes a link run next. The pin comes first: whoever dies in between leaves no link whose program a successor cannot open.
+func (l *links) replace(existing link.Link, next *ebpf.Program, c change, unchanged bool) (_ change, err error) {
+	if c.kept, err = l.programs.keep(next); err != nil {
+		return c, err
+	}
+	running, err := existing.Info()
+	if err != nil {
+		return c, err
+	}
+	id, err := programID(next)
+	if err != nil || running.Program == id {
+		return c, err
+	}
+	if c.before, err = l.programs.open(running.Program); err != nil {
+		return c, err
+	}
+	if err := existing.Update(next); err != nil {
+		c.before.Close()
+		return c, err
+	}
+	// Unchanged, and yet it ran another program: somebody replaced it.
+	c.replaced, c.fresh = true, c.fresh || unchanged
+	return c, nil
+}
+
 // undo takes a place to what it was.
 func (l *links) undo(c change) error {
 	switch {
@@ -205,27 +227,48 @@ func (l *links) undo(c change) error {
 		l.drop(c.pin, c.link)
 	case c.before != nil:
 		return c.link.Update(c.before)
+	case c.replaced:
+		return fmt.Errorf("%s keeps the new policy: what it ran before is pinned nowhere, as an older sidegate leaves it", c.pin)
 	}
 	return nil
 }
 
-func runs(l link.Link, p *ebpf.Program) bool {
-	is, err := l.Info()
-	want, errWant := p.Info()
-	if err != nil || errWant != nil {
-		return false
+// forget removes the pins of programs that no link runs, be it open here or only pinned yet.
+func (l *links) forget() error {
+	running := map[ebpf.ProgramID]bool{}
+	for _, open := range l.open {
+		info, err := open.Info()
+		if err != nil {
+			return err
+		}
+		running[info.Program] = true
 	}
-	id, ok := want.ID()
-	return ok && id == is.Program
+	pins, err := os.ReadDir(l.dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("reading the pinned links: %w", err)
+	}
+	for _, pin := range pins {
+		if l.open[pin.Name()] != nil {
+			continue
+		}
+		if id, err := pinnedProgram(filepath.Join(l.dir, pin.Name())); err == nil { // else it is no link
+			running[id] = true
+		}
+	}
+	return l.programs.removeExcept(running)
 }
 
-// programOf is what a link runs, which may be a program of a predecessor that only the kernel knows.
-func programOf(l link.Link) (*ebpf.Program, error) {
-	info, err := l.Info()
+func pinnedProgram(path string) (ebpf.ProgramID, error) {
+	pinned, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	return ebpf.NewProgramFromID(info.Program)
+	defer pinned.Close()
+	info, err := pinned.Info()
+	if err != nil {
+		return 0, err
+	}
+	return info.Program, nil
 }
 
 // find returns the place's link if it is pinned and still attached where it should be; if not it removes
@@ -293,8 +336,8 @@ func (l *links) drop(pin string, existing link.Link) {
 	existing.Close()
 }
 
-// removeOther detaches what is not wanted.
-func (l *links) removeOther() error { return l.removeExcept(l.wanted) }
+// removeOther detaches what is not wanted, and lets go of what no link runs any more.
+func (l *links) removeOther() error { return errors.Join(l.removeExcept(l.wanted), l.forget()) }
 
 // removeExcept detaches what a predecessor or an earlier configuration attached and nobody wants now.
 func (l *links) removeExcept(wanted map[string]bool) error {

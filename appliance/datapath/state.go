@@ -74,7 +74,11 @@ func (s *state) mount() (now bool, err error) {
 		s.mounted = err == nil
 		return false, nil
 	}
-	if err := unix.Mount("bpf", s.dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+	err = unix.Mount("bpf", s.dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+	if errors.Is(err, unix.EPERM) { // the capabilities that all else takes are not enough
+		return false, errors.New("it lies in no BPF file system, and mounting one takes root (mount -t bpf bpf DIRECTORY, or --state-dir in one that is mounted)")
+	}
+	if err != nil {
 		return false, fmt.Errorf("mounting a bpf file system: %w", err)
 	}
 	s.mounted = true

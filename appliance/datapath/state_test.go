@@ -3,11 +3,13 @@ package datapath
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -147,6 +149,9 @@ func TestStateReloadsHoldNothing(t *testing.T) {
 	}
 	if n := descriptors(t); n != before {
 		t.Errorf("%d descriptors after five reloads, %d before", n, before)
+	}
+	if pins := pinnedPrograms(t, d); len(pins) != 2 { // that of the interface, and that of the sockets
+		t.Errorf("programs %v are pinned", pins)
 	}
 }
 
@@ -289,6 +294,7 @@ func TestStateHealsForeignEdits(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		"program's pin removed": func() { os.Remove(filepath.Join(d.links.programs.dir(), fmt.Sprint(ourProgram))) },
 		"link pin removed":      func() { os.Remove(filepath.Join(d.state.dir, "links", "lan-lan0")) },
 		"interface recreated":   recreate,
 		"all link pins removed": func() { os.RemoveAll(filepath.Join(d.state.dir, "links")) },
@@ -307,6 +313,9 @@ func TestStateHealsForeignEdits(t *testing.T) {
 		}
 		if n := ours(t); n != oursApplied {
 			t.Errorf("%s: %d rules and routes", name, n)
+		}
+		if pins := pinnedPrograms(t, d); len(pins) != 2 || !slices.Contains(pins, ourProgram) {
+			t.Errorf("%s: programs %v are pinned, want %d and that of the sockets", name, pins, ourProgram)
 		}
 		if _, err := os.Stat(filepath.Join(d.state.dir, "links", "lan-lan0")); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -335,25 +344,105 @@ func TestStateFailureChangesNothing(t *testing.T) {
 	}
 }
 
-// TestStateFailedSuccessor: a successor whose first Apply fails leaves what its predecessor had in place.
+// TestStateFailedSuccessor: a successor whose first Apply fails leaves what its predecessor had in place, and needs no CAP_SYS_ADMIN for
+// that. Where the predecessor pinned no programs, as older versions do not, it says what it could not take back; the next one that
+// succeeds replaces that, too.
 func TestStateFailedSuccessor(t *testing.T) {
-	inNamespace(t)
-	dir := t.TempDir() + "/state"
-	lan := veth(t, "lan0")
-	d := open(t, dir)
-	apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Interfaces: []Interface{lan}})
-	if err := d.Detach(); err != nil {
+	for name, older := range map[string]bool{"of this version": false, "of an older version": true} {
+		t.Run(name, func(t *testing.T) {
+			inNamespace(t)
+			dir := t.TempDir() + "/state"
+			lan, other := veth(t, "lan0"), veth(t, "lan1")
+			other.Ethernet = false // so that it has another program
+			d := open(t, dir)
+			apply(t, d, Desired{Policy: &policy.Policy{Default: "hk"}, Interfaces: []Interface{lan, other}})
+			if older {
+				if err := os.RemoveAll(d.links.programs.dir()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := d.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			before := attached(t, lan)
+			d = open(t, dir)
+			defer func() { d.Close() }() // which unmounts
+			defer withoutSysAdmin(t)()
+			missing := Interface{Name: "gone0", Index: 4711, Ethernet: true}
+			want := Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan, missing, other}}
+			err := d.Apply(t.Context(), want)
+			if err == nil {
+				t.Fatal("attaching to an interface that does not exist succeeded")
+			}
+			now := attached(t, lan)
+			if len(now) != 1 || older == (now[0] == before[0]) {
+				t.Errorf("programs %v, before %v: %v", now, before, err)
+			}
+			if told := strings.Contains(err.Error(), "lan-lan0 keeps the new policy"); told != older {
+				t.Errorf("the error is %v", err)
+			}
+			running := map[bool][]ebpf.ProgramID{true: now, false: slices.Concat(now, attached(t, other))}[older] // as far as they can be pinned
+			if got := pinnedPrograms(t, d); len(got) != len(running)+1 || !slices.Contains(got, now[0]) || !slices.Contains(got, running[len(running)-1]) {
+				t.Errorf("programs %v are pinned, want %v and that of the sockets", got, running)
+			}
+			if err := d.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			d = open(t, dir)
+			want.Interfaces = []Interface{lan, other}
+			apply(t, d, want)
+			last := attached(t, lan)
+			if len(last) != 1 || last[0] == now[0] || last[0] == before[0] {
+				t.Errorf("programs %v, before %v", last, now)
+			}
+			if got := pinnedPrograms(t, d); len(got) != 3 || !slices.Contains(got, last[0]) {
+				t.Errorf("programs %v are pinned, want %v, that of the other interface and that of the sockets", got, last)
+			}
+		})
+	}
+}
+
+// pinnedPrograms are those of the pins beside the maps, by the numbers that they really have.
+func pinnedPrograms(t *testing.T, d *Datapath) (ids []ebpf.ProgramID) {
+	t.Helper()
+	pins, err := filepath.Glob(filepath.Join(d.links.programs.dir(), "*"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	before := attached(t, lan)
-	d = open(t, dir)
-	defer d.Close()
-	missing := Interface{Name: "gone0", Index: 4711, Ethernet: true}
-	if err := d.Apply(t.Context(), Desired{Policy: &policy.Policy{Default: "direct"}, Interfaces: []Interface{lan, missing}}); err == nil {
-		t.Fatal("attaching to an interface that does not exist succeeded")
+	for _, pin := range pins {
+		p, err := ebpf.LoadPinnedProgram(pin, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := programID(p)
+		if err := errors.Join(err, p.Close()); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
 	}
-	if now := attached(t, lan); len(now) != 1 || now[0] != before[0] {
-		t.Errorf("programs %v, before %v", now, before)
+	return ids
+}
+
+// withoutSysAdmin takes CAP_SYS_ADMIN from the calling thread, which is the test's own, until back is called.
+func withoutSysAdmin(t *testing.T) (back func()) {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	if err := unix.Capget(&header, &had[0]); err != nil {
+		t.Fatal(err)
+	}
+	less := had
+	less[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+	if err := unix.Capset(&header, &less[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ebpf.NewProgramFromID(1); !errors.Is(err, unix.EPERM) {
+		t.Fatalf("asking for a program by its number: %v: this test proves nothing", err)
+	}
+	return func() {
+		if err := unix.Capset(&header, &had[0]); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -386,6 +475,20 @@ func TestStateOpenFailureKeepsTheMount(t *testing.T) {
 	}
 	if err := open(t, dir).Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStateMountTakesRoot: who may do all but mount is told what to do.
+func TestStateMountTakesRoot(t *testing.T) {
+	inNamespace(t)
+	dir := t.TempDir() + "/state"
+	defer withoutSysAdmin(t)()
+	d, err := Open(t.Context(), Options{StateDir: dir, Log: discard()})
+	if err == nil {
+		d.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), dir+": it lies in no BPF file system, and mounting one takes root") {
+		t.Errorf("the error is %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package endtoend
 
 import (
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// image is the disk that make image builds; without it, what needs it is skipped. (vmtests/images.sh)
+// image is the disk that make image builds; without it, what needs it is skipped. (vmtests/run.sh)
 func image(t *testing.T) (disk string) {
 	t.Helper()
 	packed := os.Getenv("SIDEGATE_IMAGE")
@@ -58,7 +59,10 @@ func drive(t *testing.T, label string, files map[string]string) (disk string) {
 }
 
 // machineBox is the appliance in a virtual machine in the place of the lab's side router.
-type machineBox struct{ *lab.Machine }
+type machineBox struct {
+	shellBox
+	*lab.Machine
+}
 
 // startImage starts it, and returns when its console can be talked to.
 func startImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
@@ -76,39 +80,11 @@ func startImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
 	})
 	begun := time.Now()
 	need(t, m.Shell(within(t, 5*time.Minute)))
-	b := machineBox{m}
+	b := machineBox{shellBox{m.Run, "/etc/sidegate/sidegate.yaml"}, m}
 	b.serves(t)
 	t.Logf("the box serves %.0f s after the machine's start", time.Since(begun).Seconds())
 	return b
 }
-
-// serves waits until the gateway does.
-func (b machineBox) serves(t *testing.T) {
-	t.Helper()
-	need(t, lab.Wait(within(t, 5*time.Minute), "the gateway to serve", func() error {
-		_, err := b.try(t, "sidegate status >/dev/null && sleep 1") // the pause is the machine's, which is slow
-		return err
-	}))
-}
-
-func (b machineBox) try(t *testing.T, script string) (string, error) {
-	t.Helper()
-	return b.Run(t.Context(), script)
-}
-
-func (b machineBox) configure(t *testing.T, config string) error {
-	t.Helper()
-	_, err := b.try(t, "cat >/etc/sidegate/sidegate.yaml <<'END'\n"+config+"END\nsidegate reload")
-	return err
-}
-
-func (b machineBox) crash(t *testing.T) {
-	t.Helper()
-	_, err := b.try(t, "kill -9 $(pidof sidegate)")
-	need(t, err)
-}
-
-func (machineBox) revive(*testing.T) {} // its init does
 
 func (b machineBox) restart(t *testing.T) {
 	t.Helper()
@@ -130,8 +106,9 @@ func TestImage(t *testing.T) {
 	s.playsAll(t, true)
 }
 
-// TestImageFirstStart: an image that nobody has configured, on a PC with BIOS in a LAN with DHCP, forwards everything past itself, has
-// its own connections decided, shows on its console how it is reached and configured, and serves within 5 s of the kernel's hand-over.
+// TestImageFirstStart: an image that nobody has configured, on a PC with BIOS and a second interface in a LAN with DHCP, forwards everything
+// past itself, has its own connections decided, shows on its console how it is reached and configured, and serves within 5 s of the kernel's
+// hand-over. Then it is configured by a drive that is plugged in, once what is on it is right.
 func TestImageFirstStart(t *testing.T) {
 	disk := image(t)
 	w := newWorld(t, lab.Options{})
@@ -139,10 +116,10 @@ func TestImageFirstStart(t *testing.T) {
 	startProgram(t, w.router(), "dnsmasq-base", "dnsmasq", "-k", "-C", "/dev/null", "-p", "0", "--user=root", "--no-ping", "--interface=lan",
 		"--bind-interfaces", "--dhcp-range=192.168.0.150,192.168.0.200,1h", "--dhcp-authoritative", "--dhcp-option=3,"+w.router().Addr4().String(),
 		fmt.Sprintf("--dhcp-host=%s,%s", w.sidegate().MAC(), w.sidegate().Addr4()), "--dhcp-leasefile="+filepath.Join(w.Dir(), "leases"), "--pid-file=")
-	b := startImage(t, w, lab.MachineOptions{Disks: []string{disk}, Counted: true})
+	b := startImage(t, w, lab.MachineOptions{Disks: []string{disk}, Counted: true, Spare: true})
 
 	need(t, lab.Wait(within(t, 30*time.Second), "an address by DHCP", func() error {
-		_, err := b.try(t, "ip route | grep -q default && sidegate status | grep -q 'LAN .*eth0'")
+		_, err := b.try(t, "ip route | grep -q 'default via 10.9.' && ip route get 192.0.2.1 | grep -q eth0 && sidegate status | grep -q 'LAN .*eth0'")
 		return err
 	}))
 	atBox := captureOn(t, w.sidegate(), "eth0")
@@ -170,11 +147,53 @@ func TestImageFirstStart(t *testing.T) {
 		t.Error("that is more than 5 s")
 	}
 
-	_, err = b.try(t, "/usr/lib/sidegate/console.sh & sleep 5; kill $!") // the console as it is by now
+	b.shows(t, "  192.168.0.2/24 on eth0\n", "  10.9.0.15/24 on eth1\n", "default direct", "Serving since ", "labelled\nSIDEGATE", "partition SGBOOT")
+
+	pull := b.plug(t, "default: direct\nrules: [ { name: closed, port: 7, outbound: tokyo } ]\n")
+	b.says(t, "sidegate.yaml:2: rule \"closed\": unknown outbound \"tokyo\"")
+	b.shows(t, ", labelled SIDEGATE, is refused, and what was before stays:", "Configured by /dev/", "labelled SGBOOT")
+	if _, err := spoken(t, w.laptop(), "tcp", s.direct.Addr4(), forAnswer); err != nil {
+		t.Errorf("with a drive that is refused: %v", err)
+	}
+	need(t, pull(within(t, time.Minute)))
+	b.plug(t, "default: direct\nrules: [ { name: closed, port: 7, outbound: block } ]\n")
+	b.says(t, "the configuration is that of the drive ")
+	need(t, lab.Wait(within(t, time.Minute), "the rule of the drive to be in force", func() error {
+		_, err := b.try(t, "sidegate rules | grep -q closed")
+		return err
+	}))
+	if _, err := spoken(t, w.laptop(), "tcp", s.direct.Addr4(), patience(false)); err == nil {
+		t.Error("the drive closes the port, and it is open")
+	}
+	b.shows(t, "labelled SIDEGATE.\n")
+}
+
+// plug puts a configuration on a drive that is plugged in: a USB stick, if the kernel knows such.
+func (b machineBox) plug(t *testing.T, config string) (pull func(context.Context) error) {
+	t.Helper()
+	_, err := b.try(t, "ls /sys/bus/usb/devices/usb1")
+	pull, err = b.Plug(within(t, time.Minute), drive(t, "SIDEGATE", map[string]string{"sidegate.yaml": config}), err == nil)
 	need(t, err)
-	for _, want := range []string{"  192.168.0.2/24 on eth0\n", "default direct", "Serving since ", "labelled\nSIDEGATE", "labelled SGBOOT"} {
-		if !strings.Contains(b.Console(), want) {
-			t.Errorf("the console does not say %q", want)
+	return pull
+}
+
+// says waits until the machine's log has a text.
+func (b machineBox) says(t *testing.T, text string) {
+	t.Helper()
+	need(t, lab.Wait(within(t, 2*time.Minute), "the log to say "+text, func() error {
+		_, err := b.try(t, "dmesg | grep -qF '"+text+"' || { dmesg | tail -n 20; exit 1; }")
+		return err
+	}))
+}
+
+// shows looks at the console as it is by now.
+func (b machineBox) shows(t *testing.T, texts ...string) {
+	t.Helper()
+	screen, err := b.try(t, "/usr/lib/sidegate/console.sh & sleep 5; kill $!")
+	need(t, err)
+	for _, want := range texts {
+		if !strings.Contains(screen, want) {
+			t.Errorf("the console does not say %q:\n%s", want, screen)
 		}
 	}
 }

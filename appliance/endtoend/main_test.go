@@ -1,5 +1,20 @@
 // Package endtoend holds the tests that see the built program do its work: real traffic through real
 // servers in the lab's namespaces. Each file is one promise to the people behind the gateway.
+//
+// The scenarios (scenarios_test.go) are played with any box that can stand in the place of the lab's side router. What a box is made
+// of, and where it is to be found, the environment says:
+//
+//   - SIDEGATE_TEST_BINARY: the program under test, where there is no Go to build it.
+//   - SIDEGATE_IMAGE, SIDEGATE_OCI: the appliance's disk (gzip) and OCI image, as make image builds them.
+//   - SIDEGATE_BOX_INTERFACE, SIDEGATE_BOX_SHELL, SIDEGATE_BOX_CONFIG: a box that stands outside of the lab (TestElsewhere).
+//
+// The last three belong together. INTERFACE is an interface of this machine that leads to the box's LAN interface: the lab takes it, until it
+// ends. SHELL is a command, without quoting, that runs its standard input as a shell script on the box, as root, and ends as the script does,
+// such as "ssh box sh": it must go another way than INTERFACE. CONFIG is the path of the file on the box that the daemon was started with and
+// "sidegate reload" reads again; what is written there must outlast a reboot. On its LAN interface the box has 192.168.0.2/24 and
+// fd00:c0a8::2/64, the default routes by 192.168.0.1 and fd00:c0a8::1, and the hardware address 02:00:c0:a8:00:02. It has sidegate, busybox,
+// ip, pidof and reboot, and an init that starts the daemon and starts it again. When the test begins the daemon serves, whatever its
+// configuration.
 package endtoend
 
 import (

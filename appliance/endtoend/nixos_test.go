@@ -1,23 +1,16 @@
 package endtoend
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
-
-	"sidegate/appliance/lab"
 )
 
-// What the NixOS module makes of a system is evaluated, and committed as text. These tests run it: kernel parameters, firewall,
-// settings, and the unit's user and capabilities, as they are in the golden files.
+// What the NixOS module makes of a system is evaluated, and committed as text: kernel parameters, firewall, network, settings and the unit.
+// TestSystemd and TestUnit run it, as it is in the golden files.
 const goldens = "../../nixos-module/goldens"
 
 func golden(t *testing.T, system, name string) string {
@@ -42,127 +35,4 @@ func unitCapabilities(t *testing.T, system string) []string {
 		t.Fatalf("the unit is root, or has capabilities that it is not given:\n%s", unit)
 	}
 	return bounding
-}
-
-// nixosWorld is a world whose box is what the module makes of a system, without the gateway.
-func nixosWorld(t *testing.T, system string) world {
-	t.Helper()
-	w := newWorld(t, lab.Options{})
-	parameters, ruleset := filepath.Join(w.Dir(), "sysctl.conf"), filepath.Join(w.Dir(), "ruleset.nft")
-	need(t, os.WriteFile(parameters, []byte(golden(t, system, "sysctl.conf")), 0o644))
-	need(t, os.WriteFile(ruleset, []byte(golden(t, system, "ruleset.nft")), 0o644))
-	// A box that has just been switched on, which the lab's is not.
-	run(t, w.sidegate(), "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0; sysctl -qw net.ipv4.conf.all.send_redirects=1 net.ipv4.conf.eth0.send_redirects=1")
-	_, err := w.sidegate().Exec(t.Context(), "sysctl", "-q", "-p", parameters)
-	need(t, err)
-	_, err = w.sidegate().Exec(t.Context(), "nft", "-f", ruleset)
-	need(t, err)
-	return w
-}
-
-// startUnit runs the gateway as the unit does. Of its settings only the proxy's address is another: that of the lab's.
-func (w *world) startUnit(t *testing.T, system string, dante *lab.Daemon, capabilities []string) error {
-	t.Helper()
-	credentials := filepath.Join(w.Dir(), "credentials")
-	need(t, os.MkdirAll(credentials, 0o755))
-	need(t, os.WriteFile(filepath.Join(credentials, "hk"), []byte("of the unit\n"), 0o600))
-	need(t, errors.Join(os.Chown(credentials, lab.Nobody, 0), os.Chown(filepath.Join(credentials, "hk"), lab.Nobody, 0)))
-	settings := strings.ReplaceAll(golden(t, system, "sidegate.json"), "socks5://10.0.0.7:1080", dante.URL("socks5", lab.Credentials{}))
-	g, err := w.sidegate().StartGateway(t.Context(), lab.GatewayOptions{
-		Binary: binary, Config: settings, Capabilities: capabilities, Credentials: credentials,
-	})
-	if err != nil {
-		return err
-	}
-	w.gateway = g
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the gateway's last words:\n%s", g.Tail(20))
-		}
-	})
-	return nil
-}
-
-func unitDante(t *testing.T, w world) *lab.Daemon {
-	t.Helper()
-	dante, err := w.upstream().StartDante(t.Context(), lab.DanteOptions{Credentials: lab.Credentials{User: "me", Password: "of the unit"}})
-	need(t, err)
-	return dante
-}
-
-// TestNixOSGoldens: on what the module sets, direct, proxied and blocked flows are, through the NixOS firewall, whether it filters
-// what is forwarded or not, and the gateway is not root. Without the module's rules in them the firewalls drop what is proxied, and
-// the second one what is direct; without its parameters nothing is forwarded.
-func TestNixOSGoldens(t *testing.T) {
-	for _, system := range []string{"box", "router"} {
-		t.Run(system, func(t *testing.T) {
-			t.Parallel()
-			w := nixosWorld(t, system)
-			s := w.serve(t)
-			need(t, w.startUnit(t, system, unitDante(t, w), unitCapabilities(t, system)))
-			if status := w.cli(t, "status"); strings.Contains(status, "Problems") {
-				t.Errorf("the status has problems:\n%s", status)
-			}
-			w.plays(t, place{client: lab.Laptop, lan: "auto", oneArmed: true}, s)
-		})
-	}
-}
-
-// TestUnitCapabilitiesAreMinimal: with those of the unit the gateway starts, decides for clients and for the box itself, advertises, and
-// takes over what one before it left. Without any single one of them it does not, or says what is missing. CAP_BPF and CAP_PERFMON are
-// part of CAP_SYS_ADMIN, which the kernel wants of who asks for a program by its number, as a gateway does for its predecessor's.
-func TestUnitCapabilitiesAreMinimal(t *testing.T) {
-	all := unitCapabilities(t, "box")
-	for without := range len(all) + 1 {
-		capabilities, name := slices.Clone(all), "all"
-		if without < len(all) {
-			capabilities, name = slices.Delete(capabilities, without, without+1), "without "+all[without]
-		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			err := everythingWorks(t, capabilities)
-			if (err == nil) != (len(capabilities) == len(all)) {
-				t.Errorf("with %s: %v", strings.Join(capabilities, ", "), err)
-			}
-			t.Log(err)
-		})
-	}
-}
-
-// everythingWorks uses all of the gateway that needs rights, and returns what it says is missing.
-func everythingWorks(t *testing.T, capabilities []string) error {
-	t.Helper()
-	cgroup := newCgroup(t)
-	w := newWorld(t, lab.Options{LinkLocalGateways: true})
-	s := w.serve(t)
-	options := lab.GatewayOptions{
-		Binary: binary, Capabilities: capabilities,
-		Config: fmt.Sprintf("ipv6: advertise\ngateway: { local: true, cgroup: %s }\nreturn_path: symmetric\n", cgroup) +
-			"dns: { upstreams: { isp: \"udp://192.168.0.1\" }, default: isp }\nrules: [ { name: blocked, port: 9, outbound: block } ]\ndefault: direct\n",
-	}
-	var errs []error
-	for range 2 { // the second one finds what the first one left
-		g, err := w.sidegate().StartGateway(t.Context(), options)
-		if err != nil {
-			return err
-		}
-		w.gateway = g
-		errs = append(errs, lab.Wait(within(t, 10*time.Second), "a status without problems", func() error {
-			var status struct{ Problems []any }
-			if err := json.Unmarshal([]byte(w.cli(t, "status", "--json")), &status); err != nil || len(status.Problems) > 0 {
-				return errors.Join(err, fmt.Errorf("problems: %v", status.Problems))
-			}
-			return nil
-		}))
-		for _, to := range []netip.AddrPort{s.direct.Addr4(), s.direct.Addr6()} {
-			if _, err := spoken(t, w.laptop(), "tcp", to, 5*time.Second); err != nil {
-				errs = append(errs, fmt.Errorf("direct: %w", err))
-			}
-		}
-		if _, err := spoken(t, w.laptop(), "tcp", s.blocked.Addr4(), forNone); err == nil {
-			errs = append(errs, errors.New("what is blocked is reached"))
-		}
-		need(t, g.Kill())
-	}
-	return errors.Join(errs...)
 }

@@ -63,6 +63,7 @@ func (w world) probe(t *testing.T, target netip.AddrPort, args ...string) (probe
 // probeAll has one result for each LAN interface, and the severity of the last finding.
 func (w world) probeAll(t *testing.T, target netip.AddrPort, args ...string) ([]probed, string) {
 	t.Helper()
+	w.settles(t)
 	before := w.traces(t, "")
 	command, out := w.probeCommand(t, append([]string{"--json", "--target", target.String()}, args...)...)
 	err := command.Run()
@@ -109,6 +110,18 @@ func (w world) traces(t *testing.T, mac string) string {
 		}
 	}
 	return all.String()
+}
+
+// settles waits until the kernel has taken the box's addresses: those of an interface that was just made become usable a little later, and
+// so would look like traces.
+func (w world) settles(t *testing.T) {
+	t.Helper()
+	need(t, lab.Wait(within(t, 10*time.Second), "the kernel to take the box's addresses", func() error {
+		_, err := w.sidegate().Exec(t.Context(), "sh", "-c", `ip -6 -o address | while read -r _ _ _ a _; do
+			ip -6 route show table local | grep -q "^local ${a%/*} " || { echo "$a has no route yet"; exit 1; }
+		done`)
+		return err
+	}))
 }
 
 // untouched compares: a probe has left the box as it was.
@@ -187,6 +200,7 @@ func TestProbe(t *testing.T) {
 		{name: "the target is dead", dead: true, lost: "target", severity: "warning", says: "does not answer the box itself either"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // it waits more than it works
 			w := newWorld(t, lab.Options{})
 			_, err := w.server().StartEcho(t.Context(), 7)
 			need(t, err)
@@ -221,6 +235,7 @@ func TestProbe(t *testing.T) {
 func TestProbeWhereverItStands(t *testing.T) {
 	for _, where := range places {
 		t.Run(where.name, func(t *testing.T) {
+			t.Parallel() // it waits more than it works
 			w := newWorld(t, lab.Options{})
 			_, err := w.server().StartEcho(t.Context(), 7)
 			need(t, err)

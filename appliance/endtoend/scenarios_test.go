@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -15,7 +14,8 @@ import (
 	"sidegate/appliance/lab"
 )
 
-// sideRouter is a box that is played with, whatever it is: the program in a namespace, or the image in a virtual machine.
+// sideRouter is a box that is played with, whatever it is: the program in a namespace or a container (namespaceBox), the image in a virtual
+// machine (machineBox), the NixOS module's unit under systemd (systemdBox), or any box that has a shell and a cable (elsewhere).
 type sideRouter interface {
 	configure(t *testing.T, config string) error     // has it taken, by a start or a reload
 	try(t *testing.T, script string) (string, error) // runs it in a shell on the box, where sidegate is the program
@@ -129,8 +129,8 @@ func (s *stage) playsNames(t *testing.T) {
 
 // playsOwn: a program of the box is told by its name. Busybox is one on every box.
 func (s *stage) playsOwn(t *testing.T) {
-	if _, err := exec.LookPath("busybox"); err != nil {
-		t.Skip("needs busybox: install the package busybox-static")
+	if _, err := s.try(t, "command -v busybox"); err != nil {
+		t.Skip("the box needs busybox: install the package busybox-static")
 	}
 	s.takes(t, `gateway: { local: true }
 rules:

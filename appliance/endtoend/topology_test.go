@@ -73,13 +73,18 @@ func advertisedRouter(t *testing.T, w world) {
 // routedBy waits until the laptop's kernel sends IPv6 by way of a host.
 func (w world) routedBy(t *testing.T, h *lab.Host) {
 	t.Helper()
-	need(t, lab.Wait(within(t, 10*time.Second), "the laptop to take "+h.Name()+" as its IPv6 router", func() error {
+	need(t, w.becomesRouter(t, h))
+}
+
+func (w world) becomesRouter(t *testing.T, h *lab.Host) error {
+	t.Helper()
+	return lab.Wait(within(t, 10*time.Second), "the laptop to take "+h.Name()+" as its IPv6 router", func() error {
 		via, err := w.laptop().RouteTo(t.Context(), w.server().Addr6())
 		if err == nil && via != h.Interface().LinkLocal() {
 			err = fmt.Errorf("it goes by %s", via)
 		}
 		return err
-	}))
+	})
 }
 
 // bridgeBox makes the box's interface a port of a bridge, which has its addresses.

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -132,8 +133,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	g.path.memory = newMemory(o.DataDir)
 	err := g.run(ctx)
-	if errors.Is(err, syscall.EPERM) && os.Geteuid() != 0 {
-		err = fmt.Errorf("%w; start it as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_NET_BIND_SERVICE, CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
+	if errors.Is(err, fs.ErrPermission) {
+		err = lacking(err)
 	}
 	return err
 }

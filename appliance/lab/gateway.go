@@ -23,7 +23,6 @@ type GatewayOptions struct {
 	// Capabilities (capabilities(7): CAP_NET_ADMIN, …) are all that it may do beside a user who owns its files, as a unit of
 	// systemd is started; nil: it runs as root.
 	Capabilities []string
-	Credentials  string // directory of files with secrets, for CREDENTIALS_DIRECTORY; empty: none
 	// Resolver is the DNS server that its /etc/resolv.conf names; invalid: the machine's.
 	Resolver netip.Addr
 }
@@ -71,9 +70,6 @@ func (h *Host) StartGateway(ctx context.Context, o GatewayOptions) (*Gateway, er
 		}
 	}
 	command.Env, command.Cgroup = []string{"NOTIFY_SOCKET=" + ready.LocalAddr().String()}, o.Cgroup
-	if o.Credentials != "" {
-		command.Env = append(command.Env, "CREDENTIALS_DIRECTORY="+o.Credentials)
-	}
 	start := time.Now()
 	if g.Process, err = command.Start(); err != nil {
 		return nil, err

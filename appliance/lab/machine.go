@@ -21,6 +21,8 @@ type MachineOptions struct {
 	// Counted makes the machine's clock count its instructions, a thousand million a second, so that what it measures does
 	// not depend on who else uses this processor. It slows the machine down.
 	Counted bool
+	// Spare is a second Ethernet interface, with a network of its own behind it that has a DHCP server and leads nowhere.
+	Spare bool
 }
 
 // Machine is a virtual machine in the place of a host: the network sees it at the host's port, with the host's MAC address.
@@ -29,6 +31,8 @@ type Machine struct {
 	*Process
 	in  *os.File // its serial console
 	out console
+
+	monitor string // path of QEMU's socket
 
 	mu       sync.Mutex
 	sequence int // of scripts
@@ -65,23 +69,7 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 	if err != nil {
 		return nil, err
 	}
-	h.replaced = true
-	i := h.Interface()
-	own := i.MAC.String()
-	own = "06" + own[2:] // the bridge takes frames for its ports' addresses itself
-	script := fmt.Sprintf(`set -e
-		[ ! -e /sys/class/net/machine ] || exit 0 # there was one before
-		echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
-		ip address flush dev %[1]s
-		ip link add machines type bridge mcast_snooping 0
-		ip link set %[1]s down
-		ip link set %[1]s address %[2]s master machines
-		ip link set %[1]s up
-		ip tuntap add machine mode tap vnet_hdr
-		ip link set machine master machines up
-		ip link set machines up
-		for f in /proc/sys/net/bridge/bridge-nf-call-*tables; do [ ! -e $f ] || echo 0 >$f; done`, i.Name, own)
-	if _, err := h.Exec(ctx, "sh", "-c", script); err != nil {
+	if err := h.giveWay(ctx, "ip tuntap add machine mode tap vnet_hdr"); err != nil {
 		return nil, err
 	}
 	accelerator, args := "tcg,thread=multi", []string{}
@@ -90,7 +78,7 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 	}
 	args = append(args, "-accel", accelerator, "-machine", "q35", "-cpu", "max", "-smp", "1", "-m", "512", "-nodefaults", "-display", "none",
 		"-serial", "stdio",
-		"-netdev", "tap,id=lan,ifname=machine,script=no,downscript=no,vhost=off", "-device", "virtio-net-pci,romfile=,netdev=lan,mac="+i.MAC.String())
+		"-netdev", "tap,id=lan,ifname=machine,script=no,downscript=no,vhost=off", "-device", "virtio-net-pci,romfile=,netdev=lan,mac="+h.MAC().String())
 	if o.UEFI {
 		const code, variables = "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"
 		if _, err := os.Stat(code); err != nil {
@@ -106,6 +94,11 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 		}
 		args = append(args, "-drive", "if=pflash,format=raw,readonly=on,file="+code, "-drive", "if=pflash,format=raw,file="+own)
 	}
+	if o.Spare {
+		args = append(args, "-netdev", "user,id=spare,net=10.9.0.0/24", "-device", "virtio-net-pci,romfile=,netdev=spare,mac=02:00:00:00:99:01")
+	}
+	monitor := h.lab.file(h.name, ".monitor")
+	args = append(args, "-qmp", "unix:"+monitor+",server=on,wait=off", "-device", "virtio-scsi-pci,id=scsi", "-device", "qemu-xhci,id=usb")
 	for _, disk := range o.Disks {
 		args = append(args, "-drive", "if=virtio,format=raw,snapshot=on,file="+disk)
 	}
@@ -114,7 +107,7 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 		return nil, err
 	}
 	defer read.Close() // the machine has its own
-	m := &Machine{in: write}
+	m := &Machine{in: write, monitor: monitor}
 	command := h.Command(ctx, qemu, args...)
 	command.Stdin, command.Stdout = read, &m.out
 	if m.Process, err = command.Start(); err != nil {

@@ -5,8 +5,7 @@
 # shellcheck source=/dev/null # written by the builder, from appliance.json
 export PATH=/usr/bin:/bin
 . /usr/lib/sidegate/appliance
-
-say() { echo "<6>appliance: $*" >/dev/kmsg; }
+. /usr/lib/sidegate/drive.sh
 
 plugged() { ls /sys/bus/*/devices; } 2>/dev/null
 
@@ -19,30 +18,6 @@ drivers() {
 		xargs modprobe -q -a <$new
 	done
 } 2>/dev/null
-
-# take copies the files of the drive $1 to where the gateway reads them.
-take() {
-	local kind from=/run/drive new=/run/configuration
-	mkdir -p $from
-	for kind in vfat iso9660 ext4 exfat; do
-		mount -t $kind -o ro "$1" $from 2>/dev/null && break
-	done || return
-	if [ -e $from/sidegate.yaml ] || [ -e $from/network ]; then
-		rm -rf $new
-		mkdir -m 700 $new
-		find $from -maxdepth 1 -type f -exec cp {} $new \;
-		[ -e $new/sidegate.yaml ] || cp "$CONFIGURATION/sidegate.yaml" $new
-		sed -i 's/\r$//' $new/network 2>/dev/null # it may have been written on Windows
-		rm -rf "$CONFIGURATION"
-		mv $new "$CONFIGURATION"
-		echo "$1, labelled $2" >/run/configured-by
-		say "the configuration is that of the drive $1, labelled $2"
-	else
-		say "the drive $1, labelled $2, has neither sidegate.yaml nor network"
-	fi
-	umount $from
-	[ -e /run/configured-by ]
-}
 
 # drive takes the configuration from the first that has one of the labels, once for each time that it is plugged in.
 drive() {
@@ -58,8 +33,6 @@ drive() {
 	taken=
 	return 1
 }
-
-setting() { sed -n "s/^[[:space:]]*$1[[:space:]]*=[[:space:]]*\([^#[:space:]]*\).*/\1/p" "$CONFIGURATION/network" 2>/dev/null; }
 
 # fixed gives the interface $1 what the file "network" says.
 fixed() {
@@ -108,6 +81,7 @@ if [ "$1" = once ]; then
 	interfaces
 	exit
 fi
+export CONFIGURATION_IN_FORCE=yes
 while sleep 2; do
 	[ "$seen" != "$(plugged)$(cat /proc/partitions)" ] || continue
 	drivers

@@ -11,7 +11,7 @@ addresses() { ip -o address show scope global | awk '{ print "  " $4 " on " $2 }
 state() {
 	addresses
 	pidof sidegate
-	ls -l /run/configured-by "$CONFIGURATION"
+	ls -l /run/configured-by /run/refused "$CONFIGURATION"
 	served
 	dmesg | grep -c 'appliance: '
 } 2>/dev/null
@@ -37,6 +37,7 @@ show() {
 	[ -z "$(served)" ] || echo "Serving since $(served) s after the kernel's hand-over."
 	echo
 	echo "Configured by $(cat /run/configured-by 2>/dev/null || echo 'nobody yet: everything goes direct')."
+	cat /run/refused 2>/dev/null
 	cat <<-END
 		Put the files sidegate.yaml and network (address = 192.168.0.2/24, gateway = 192.168.0.1) onto a drive labelled
 		$CONFIGURATION_LABEL, or onto the partition $BOOT_LABEL of the one that this box starts from. Then make the address above

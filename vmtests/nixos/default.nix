@@ -1,5 +1,6 @@
-# Every other file here is a scenario: what is special about the box, and what is to be seen. Around it stand always the same machines, as
-# in the README: a laptop whose gateway is the box, the main router, and beyond it a server and the upstream proxy.
+# Every other file here is a side router made with the module: a NixOS system, with which the scenarios of appliance/endtoend are played
+# that everything is played with. Beside it stands one machine, whose name is lab: it runs the test binary, which has the laptop, the routers and
+# the servers in network namespaces, and the cable to the box.
 {
   self,
   lib,
@@ -10,121 +11,135 @@ let
     builtins.readDir ./.
   );
 
-  host = vlan: address: gateway: {
-    virtualisation.vlans = [ vlan ];
+  # What a box has to have; where it is written that it has: appliance/endtoend/main_test.go.
+  place = {
+    interface = "eth1";
+    hardware = "02:00:c0:a8:00:02";
+    address = [
+      "192.168.0.2/24"
+      "fd00:c0a8::2/64"
+    ];
+    gateway = [
+      "192.168.0.1"
+      "fd00:c0a8::1"
+    ];
+  };
+
+  keys = import "${pkgs.path}/nixos/tests/ssh-keys.nix" pkgs;
+
+  # The second cable is for commands: the first is the lab's.
+  machine = control: {
+    virtualisation.vlans = [
+      1
+      2
+    ];
     networking = {
       useDHCP = false;
-      firewall.enable = lib.mkDefault false;
-      interfaces.eth1.ipv4.addresses = lib.mkForce [
+      interfaces.eth1.ipv4.addresses = lib.mkForce [ ];
+      interfaces.eth1.ipv6.addresses = lib.mkForce [ ];
+      interfaces.eth2.ipv6.addresses = lib.mkForce [ ];
+      interfaces.eth2.ipv4.addresses = lib.mkForce [
         {
-          inherit address;
+          address = control;
           prefixLength = 24;
         }
       ];
-      defaultGateway = lib.mkIf (gateway != null) gateway;
     };
+  };
+  control = "10.83.0.1";
+
+  tests = pkgs.sidegate.overrideAttrs {
+    pname = "sidegate-endtoend";
+    buildPhase = "go test -c -o endtoend ./appliance/endtoend";
+    installPhase = "install -D endtoend $out/bin/endtoend";
   };
 
-  # Port 7 goes direct, 8 through the proxy, 9 nowhere.
-  web = {
-    services.nginx = {
-      enable = true;
-      virtualHosts = lib.genAttrs [ "7" "8" "9" ] (port: {
-        listen = [
-          {
-            addr = "0.0.0.0";
-            port = lib.toInt port;
-          }
-        ];
-        locations."/".return = "200 $remote_addr";
-      });
-    };
-  };
+  # What the tests start, by the names that Debian gives it.
+  programs = with pkgs; [
+    busybox
+    curl
+    iproute2
+    nftables
+    nginx
+    openssh
+    radvd
+    unbound
+    util-linux
+    (writeShellScriptBin "danted" ''exec ${lib.getExe' dante "sockd"} "$@"'')
+  ];
+
+  play =
+    config: scenarios:
+    let
+      ssh = pkgs.writeText "ssh_config" ''
+        Host box
+          HostName ${control}
+          User root
+          IdentityFile /run/key
+          StrictHostKeyChecking no
+          UserKnownHostsFile /dev/null
+          LogLevel ERROR
+          ConnectTimeout 5
+          ServerAliveInterval 5
+      '';
+    in
+    pkgs.writeShellScript "play" ''
+      install -m 600 ${keys.snakeOilEd25519PrivateKey} /run/key
+      export PATH=${lib.makeBinPath programs} SIDEGATE_TEST_BINARY=${lib.getExe pkgs.sidegate}
+      export SIDEGATE_BOX_INTERFACE=${place.interface} SIDEGATE_BOX_SHELL='ssh -F ${ssh} box sh' SIDEGATE_BOX_CONFIG=${config}
+      until ssh -F ${ssh} box true; do sleep 1; done
+      exec ${tests}/bin/endtoend -test.v -test.timeout=30m -test.run='^TestElsewhere$/^(${lib.concatStringsSep "|" scenarios})$'
+    '';
 
   test =
     name:
-    { box, script }:
+    {
+      box,
+      config,
+      scenarios ? [ ".*" ],
+    }:
     pkgs.testers.runNixOSTest {
       name = "sidegate-${name}";
       nodes = {
-        laptop = host 1 "192.168.0.3" "192.168.0.2";
-        box = {
-          imports = [
-            self.nixosModules.default
-            box
-          ];
-          virtualisation.vlans = [ 1 ];
-          networking.useDHCP = false;
-          networking.interfaces.eth1.ipv4.addresses = lib.mkForce [ ];
-          services.sidegate = {
-            enable = true;
-            lan = {
-              interface = "eth1";
-              address = [ "192.168.0.2/24" ];
-              gateway = [ "192.168.0.1" ];
-            };
-            settings = {
-              outbounds.hk.url = "socks5://203.0.113.20:1080";
-              rules = [
-                {
-                  name = "proxied";
-                  port = 8;
-                  outbound = "hk";
-                }
-                {
-                  name = "blocked";
-                  port = 9;
-                  outbound = "block";
-                }
-              ];
+        box =
+          { pkgs, ... }:
+          {
+            imports = [
+              self.nixosModules.default
+              (machine control)
+              (lib.toFunction box { inherit self pkgs lib place; })
+            ];
+            environment.systemPackages = [
+              pkgs.busybox
+              pkgs.iproute2
+            ];
+            services.openssh.enable = true;
+            users.users.root.openssh.authorizedKeys.keys = [ keys.snakeOilEd25519PublicKey ];
+            systemd.services.hardware-address = {
+              wantedBy = [ "network-pre.target" ];
+              before = [ "network-pre.target" ];
+              requires = [ "sys-subsystem-net-devices-${place.interface}.device" ];
+              after = [ "sys-subsystem-net-devices-${place.interface}.device" ];
+              unitConfig.DefaultDependencies = false;
+              serviceConfig.Type = "oneshot";
+              path = [ pkgs.iproute2 ];
+              script = "ip link set ${place.interface} address ${place.hardware}";
             };
           };
-        };
-        router = {
-          imports = [ (host 1 "192.168.0.1" null) ];
-          virtualisation.vlans = lib.mkForce [
-            1
-            2
-          ];
-          networking.interfaces.eth2.ipv4.addresses = lib.mkForce [
-            {
-              address = "203.0.113.1";
-              prefixLength = 24;
-            }
-          ];
-          boot.kernel.sysctl."net.ipv4.ip_forward" = 1;
-        };
-        server.imports = [
-          (host 2 "203.0.113.10" "203.0.113.1")
-          web
-        ];
-        upstream = {
-          imports = [ (host 2 "203.0.113.20" "203.0.113.1") ];
-          services.microsocks = {
-            enable = true;
-            ip = "0.0.0.0";
-            port = 1080;
-          };
+        lab = {
+          imports = [ (machine "10.83.0.2") ];
+          networking.firewall.enable = false;
+          virtualisation.memorySize = 1024;
         };
       };
       testScript = ''
-        start_all()
-        router.wait_for_unit("multi-user.target")
-        server.wait_for_unit("nginx.service")
-        upstream.wait_for_open_port(1080)
-        laptop.wait_for_unit("multi-user.target")
+        box.start(allow_reboot=True)
+        lab.start()
         box.wait_for_unit("sidegate.service")
-
-        def asked(port: int) -> str:
-            """The address that the server saw."""
-            return laptop.succeed(f"curl -sS --max-time 20 http://203.0.113.10:{port}/").strip()
-
-        def decides() -> None:
-            assert asked(7) == "192.168.0.3", "a direct flow keeps the client's address"
-            assert asked(8) == "203.0.113.20", "a proxied one has the upstream's"
-            laptop.fail("curl -sS --max-time 3 http://203.0.113.10:9/")
-
-        ${script}
+        lab.wait_for_unit("multi-user.target")
+        status, told = lab.execute("${play config scenarios} 2>&1", timeout=1800)
+        print(told)
+        assert status == 0 and "--- PASS: TestElsewhere" in told, "the scenarios"
       '';
     };
 in
