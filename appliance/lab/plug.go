@@ -24,7 +24,8 @@ func (m *Machine) Plug(ctx context.Context, disk string, usb bool) (pull func(co
 	err = m.control(ctx, func(q *qmp) error {
 		return errors.Join(
 			q.execute("blockdev-add", map[string]any{"node-name": node, "driver": "raw", "file": map[string]any{"driver": "file", "filename": disk}}),
-			q.execute("device_add", map[string]any{"id": device, "driver": driver, "bus": bus, "drive": node, "removable": true}))
+			q.execute("device_add", map[string]any{"id": device, "driver": driver, "bus": bus, "drive": node, "removable": true}),
+		)
 	})
 	if err != nil {
 		return nil, err
