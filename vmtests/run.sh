@@ -25,7 +25,7 @@ around() {
 		flock 9 # two steps may want the same one
 		[[ -e $image ]] || images/build.sh "$1" "$image"
 	) 9>"$image.lock" || return 1
-	SIDEGATE_IMAGE=$image/sidegate.img.gz SIDEGATE_OCI=$image/oci \
+	SIDEGATE_IMAGE=$image/sidegate.img.gz SIDEGATE_IMAGE_KERNEL=$1 SIDEGATE_OCI=$image/oci \
 		go run ./scripts/testreport -count=1 -timeout=20m -run="^($2)\$" ./appliance/endtoend
 }
 

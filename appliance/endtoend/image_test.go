@@ -41,6 +41,9 @@ func image(t *testing.T) (disk string) {
 	return disk
 }
 
+// imageOfPC says that the image's kernel knows the devices of PCs, USB among them.
+func imageOfPC() bool { return !strings.Contains(os.Getenv("SIDEGATE_IMAGE_KERNEL"), "-cloud-") }
+
 // drive is a FAT file system with a label and files, as of a USB stick.
 func drive(t *testing.T, label string, files map[string]string) (disk string) {
 	t.Helper()
@@ -98,11 +101,18 @@ func (b machineBox) restart(t *testing.T) {
 func TestImage(t *testing.T) {
 	disk := image(t)
 	s := newStage(t)
-	s.sideRouter = startImage(t, s.world, lab.MachineOptions{UEFI: true, Disks: []string{disk, drive(t, "SIDEGATE", map[string]string{
+	o := lab.MachineOptions{UEFI: true, Disks: []string{disk}}
+	configured := drive(t, "SIDEGATE", map[string]string{
 		"sidegate.yaml": strings.ReplaceAll(s.first(), "\n", "\r\n"), // as of Windows
 		"network": fmt.Sprintf("# the box\r\ninterface = eth0\r\naddress = %s\r\naddress = %s\r\ngateway = %s\r\ngateway = %s\r\n",
 			s.sidegate().Interface().Addr4, s.sidegate().Interface().Addr6, s.router().Addr4(), s.router().Addr6()),
-	})}})
+	})
+	if imageOfPC() {
+		o.Stick = configured
+	} else {
+		o.Disks = append(o.Disks, configured)
+	}
+	s.sideRouter = startImage(t, s.world, o)
 	s.playsAll(t, true)
 }
 
@@ -143,8 +153,12 @@ func TestImageFirstStart(t *testing.T) {
 	need(t, err)
 	handover, running := at(t, log, "Run /init as init process"), at(t, log, " running: ")
 	t.Logf("the gateway serves %.1f s after the kernel's hand-over, which is %.1f s after its start, at a thousand million instructions a second", running-handover, handover)
-	if running-handover > 5 {
-		t.Error("that is more than 5 s")
+	limit := 5.0
+	if imageOfPC() { // which waits for USB sticks, and has more drivers and a larger BTF to read
+		limit = 8
+	}
+	if running-handover > limit {
+		t.Errorf("that is more than %.0f s", limit)
 	}
 
 	b.shows(t, "  192.168.0.2/24 on eth0\n", "  10.9.0.15/24 on eth1\n", "default direct", "Serving since ", "labelled\nSIDEGATE", "partition SGBOOT")
@@ -168,11 +182,10 @@ func TestImageFirstStart(t *testing.T) {
 	b.shows(t, "labelled SIDEGATE.\n")
 }
 
-// plug puts a configuration on a drive that is plugged in: a USB stick, if the kernel knows such.
+// plug puts a configuration on a drive that is plugged in: a USB stick, if the kernel knows such, and else a SCSI disk.
 func (b machineBox) plug(t *testing.T, config string) (pull func(context.Context) error) {
 	t.Helper()
-	_, err := b.try(t, "ls /sys/bus/usb/devices/usb1")
-	pull, err = b.Plug(within(t, time.Minute), drive(t, "SIDEGATE", map[string]string{"sidegate.yaml": config}), err == nil)
+	pull, err := b.Plug(within(t, time.Minute), drive(t, "SIDEGATE", map[string]string{"sidegate.yaml": config}), imageOfPC())
 	need(t, err)
 	return pull
 }

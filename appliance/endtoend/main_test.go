@@ -5,7 +5,8 @@
 // of, and where it is to be found, the environment says:
 //
 //   - SIDEGATE_TEST_BINARY: the program under test, where there is no Go to build it.
-//   - SIDEGATE_IMAGE, SIDEGATE_OCI: the appliance's disk (gzip) and OCI image, as make image builds them.
+//   - SIDEGATE_IMAGE, SIDEGATE_OCI: the appliance's disk (gzip) and OCI image, as make image builds them;
+//     SIDEGATE_IMAGE_KERNEL: the package of the disk's kernel.
 //   - SIDEGATE_BOX_INTERFACE, SIDEGATE_BOX_SHELL, SIDEGATE_BOX_CONFIG: a box that stands outside of the lab (TestElsewhere).
 //
 // The last three belong together. INTERFACE is an interface of this machine that leads to the box's LAN interface: the lab takes it, until it

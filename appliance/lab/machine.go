@@ -17,6 +17,7 @@ import (
 // MachineOptions say what a virtual machine is made of.
 type MachineOptions struct {
 	Disks []string // raw images, the one to start from first; what is written to them is forgotten with the machine
+	Stick string   // a raw image that is in a USB port, for systems that know USB
 	UEFI  bool     // start by UEFI, else by BIOS
 	// Counted makes the machine's clock count its instructions, a thousand million a second, so that what it measures does
 	// not depend on who else uses this processor. It slows the machine down.
@@ -99,6 +100,9 @@ func (h *Host) StartMachine(ctx context.Context, o MachineOptions) (_ *Machine, 
 	}
 	monitor := h.lab.file(h.name, ".monitor")
 	args = append(args, "-qmp", "unix:"+monitor+",server=on,wait=off", "-device", "virtio-scsi-pci,id=scsi", "-device", "qemu-xhci,id=usb")
+	if o.Stick != "" {
+		args = append(args, "-drive", "if=none,id=stick,format=raw,snapshot=on,file="+o.Stick, "-device", "usb-storage,bus=usb.0,drive=stick")
+	}
 	for _, disk := range o.Disks {
 		args = append(args, "-drive", "if=virtio,format=raw,snapshot=on,file="+disk)
 	}

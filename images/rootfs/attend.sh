@@ -19,13 +19,27 @@ drivers() {
 	done
 } 2>/dev/null
 
+# sticks_come is true while something in a USB port is a drive of which nothing is to be seen yet.
+sticks_come() {
+	local interface
+	for interface in $(grep -lx 08 /sys/bus/usb/devices/*/bInterfaceClass); do
+		find "${interface%/*}/" -type d -name block | grep -q . || return 0
+	done
+	return 1
+} 2>/dev/null
+
+# drives are the numbers of all that were ever plugged in and still are: one that is pulled out and plugged in again has another.
+drives() { cat /sys/block/*/diskseq; } 2>/dev/null
+
 # drive takes the configuration from the first that has one of the labels, once for each time that it is plugged in.
 drive() {
-	local device label
+	local device label disk
 	for label in "$@"; do
 		device=$(findfs LABEL="$label" 2>/dev/null) || continue
-		[ "$device" = "$taken" ] && return 1
-		taken=$device
+		disk=/sys/class/block/${device##*/}
+		disk=$device.$(cat "$disk/diskseq" "$disk/../diskseq" 2>/dev/null) # a partition's is its disk's
+		[ "$disk" = "$taken" ] && return 1
+		taken=$disk
 		echo "$taken" >/run/taken
 		take "$device" "$label"
 		return
@@ -73,21 +87,24 @@ taken=$(cat /run/taken 2>/dev/null)
 if [ "$1" = once ]; then
 	drivers
 	# What is in a USB port says so late, and its rules are to hold from the first packet on.
-	for _ in 1 2 3 4 5 6; do
-		drive "$CONFIGURATION_LABEL" "$BOOT_LABEL"
-		[ -e /run/configured-by ] || ! ls /sys/bus/usb/devices/*-* >/dev/null 2>&1 || { sleep 0.5 && continue; }
-		break
-	done
+	if ls /sys/bus/usb/devices/usb* >/dev/null 2>&1; then
+		for _ in 1 2 3 4 5 6; do
+			sleep 0.5
+			drivers
+			sticks_come || break
+		done
+	fi
+	drive "$CONFIGURATION_LABEL" "$BOOT_LABEL"
 	interfaces
 	exit
 fi
 export CONFIGURATION_IN_FORCE=yes
 while sleep 2; do
-	[ "$seen" != "$(plugged)$(cat /proc/partitions)" ] || continue
+	[ "$seen" != "$(plugged)$(drives)$(cat /proc/partitions)" ] || continue
 	drivers
 	if drive "$CONFIGURATION_LABEL"; then
 		sidegate reload >/dev/kmsg 2>&1
 	fi
 	interfaces
-	seen=$(plugged)$(cat /proc/partitions)
+	seen=$(plugged)$(drives)$(cat /proc/partitions)
 done
