@@ -20,6 +20,8 @@ let
     sidegate check -c sidegate.json
     cp sidegate.json $out
   '';
+  systemctl = "${config.systemd.package}/bin/systemctl";
+  sleep = lib.getExe' pkgs.coreutils "sleep";
   file = if cfg.checkSettings then checked else written;
 in
 {
@@ -67,6 +69,8 @@ in
         Restart = "always";
         RestartSec = 1;
         RestartKillSignal = "SIGUSR2"; # the kernel's part stays for the successor: direct flows go on
+        # And so it does when the box goes down, which forwards until it is off.
+        ExecStop = "+/bin/sh -c 'if [ $$(${systemctl} is-system-running) = stopping ]; then kill -USR2 $MAINPID; while kill -0 $MAINPID; do ${sleep} 0.1; done; fi'";
         WatchdogSec = 60;
 
         User = "sidegate";

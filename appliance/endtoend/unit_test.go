@@ -76,6 +76,7 @@ func TestUnit(t *testing.T) {
 		{"is killed", (*unitBox).isKilled},
 		{"hangs", (*unitBox).hangs},
 		{"is stopped", (*unitBox).isStopped},
+		{"goes down", (*unitBox).goesDown},
 	} {
 		ok := t.Run(c.name, func(t *testing.T) {
 			begun := time.Now()
@@ -316,6 +317,41 @@ func (b *unitBox) isStopped(t *testing.T) {
 	}
 	b.sh(t, "systemctl start sidegate; sidegate status")
 	b.decides(t)
+}
+
+// goesDown: when the box is shut down, what is proxied or blocked does not leave it while it still forwards. A unit that stops after the
+// gateway's holds that moment.
+func (b *unitBox) goesDown(t *testing.T) {
+	b.sh(t, `cat >/run/systemd/system/hold.service <<'END'
+[Unit]
+Before=sidegate.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/sh -c 'touch /run/held; while [ ! -e /run/released ]; do sleep 0.1; done'
+END
+systemctl daemon-reload; systemctl start hold`)
+	atRouter := captureOn(t, b.router(), "lan")
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	failed := make(chan error, 1)
+	go func() { failed <- b.flows(ctx, b.others()) }()
+	b.sh(t, "systemctl --no-block poweroff")
+	need(t, lab.Wait(within(t, time.Minute), "the gateway to be stopped", func() error {
+		_, err := b.try(t, "test -e /run/held")
+		return err
+	}))
+	if _, err := b.try(t, "pidof sidegate"); err == nil {
+		t.Error("the daemon lives, so this proves nothing")
+	}
+	if _, err := spoken(t, b.laptop(), "tcp", b.direct.Addr4(), forAnswer); err != nil {
+		t.Errorf("a direct connection, meanwhile: %v", err)
+	}
+	stop()
+	need(t, <-failed)
+	never(t, atRouter, "what is proxied or blocked left the box", b.ofOthers)
+	b.sh(t, "touch /run/released")
 }
 
 // unitTraces are what a gateway that runs has in the kernel and in the file system.

@@ -22,6 +22,7 @@ drivers() {
 # sticks_come is true while something in a USB port is a drive of which nothing is to be seen yet.
 sticks_come() {
 	local interface
+	# shellcheck disable=SC2013 # they have no blanks
 	for interface in $(grep -lx 08 /sys/bus/usb/devices/*/bInterfaceClass); do
 		find "${interface%/*}/" -type d -name block | grep -q . || return 0
 	done
