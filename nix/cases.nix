@@ -209,50 +209,52 @@ let
       lib.filterAttrs (file: _: lib.hasPrefix "10-sidegate" file) config.systemd.network.units
     );
 
-  # What the module says of a system: of each of its assertions the message, if it fails.
-  complaints = lib.mapAttrs (
-    _: module:
+  # Of each assertion, or warning, of the module: what it says of a system, or null.
+  refusals =
+    module:
     map (a: if a.assertion then null else a.message) (
       lib.concatMap (d: lib.optionals (lib.hasSuffix "nixos-module/assertions.nix" d.file) d.value)
         (system module).options.assertions.definitionsWithLocations
-    )
-  ) bad;
-  # The messages of assertions that no case sees fail.
-  unseen =
-    lib.foldl' (lib.zipListsWith (seen: said: if seen == null then said else seen))
-      (lib.head (lib.attrValues complaints))
-      (lib.attrValues complaints);
+    );
+  # Read before the module system merges them, which forgets those that are not given.
+  warnings =
+    module:
+    let
+      inherit (system module) config;
+      module' = import ../nixos-module/assertions.nix { inherit config lib; };
+    in
+    map (w: if w.condition then lib.concatStrings w.content else null)
+      module'.config.content.warnings.contents;
+
+  # Every case is spoken of, and everything that can be said is said of a case.
+  spoken =
+    what: cases: said:
+    let
+      all = lib.mapAttrs (_: said) cases;
+      never = lib.foldl' (lib.zipListsWith (a: b: if a == null then b else a)) (lib.head (
+        lib.attrValues all
+      )) (lib.attrValues all);
+    in
+    assert lib.assertMsg (!lib.elem null never)
+      "nix/cases.nix: no case sees ${what} ${
+        toString (1 + lib.lists.findFirstIndex (s: s == null) 0 never)
+      } of nixos-module/assertions.nix";
+    lib.mapAttrs' (
+      name: said:
+      lib.nameValuePair "${name}.txt" (
+        if lib.all (s: s == null) said then
+          throw "${name}: there is no ${what}"
+        else
+          lib.concatStrings (lib.filter (s: s != null) said)
+      )
+    ) all;
 in
 {
   inherit system;
   goldens = lib.mapAttrs (_: texts) good // {
     readme."sidegate.json" = builtins.toJSON readme.services.sidegate.settings;
-    warned = lib.mapAttrs' (
-      name: module:
-      let
-        inherit (system module) config;
-      in
-      lib.nameValuePair "${name}.txt" (
-        if config.warnings == [ ] then
-          throw "${name} is not warned of"
-        else
-          lib.concatStrings config.warnings
-      )
-    ) odd;
-    refused =
-      assert lib.assertMsg (!lib.elem null unseen)
-        "nix/cases.nix: no case of `bad` sees assertion ${
-          toString (1 + lib.lists.findFirstIndex (said: said == null) 0 unseen)
-        } of nixos-module/assertions.nix fail";
-      lib.mapAttrs' (
-        name: said:
-        let
-          messages = lib.filter (m: m != null) said;
-        in
-        lib.nameValuePair "${name}.txt" (
-          if messages == [ ] then throw "${name} is not refused" else lib.concatStrings messages
-        )
-      ) complaints;
+    warned = spoken "warning" odd warnings;
+    refused = spoken "assertion" bad refusals;
   };
   ugly = lib.mapAttrs (_: module: (system module).config.services.sidegate.settings.return_path) ugly;
 }

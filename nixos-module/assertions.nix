@@ -1,4 +1,4 @@
-# What cannot work, with what is wrong and what to write instead. nix/cases.nix sees each of them fail.
+# What cannot work, with what is wrong and what to write instead; and what works, and may not be meant. nix/cases.nix sees each of them.
 {
   config,
   lib,
@@ -7,7 +7,7 @@
 let
   cfg = config.services.sidegate;
   inherit (cfg) lan;
-  inherit (lib) concatStringsSep optionals;
+  inherit (lib) concatStringsSep mkIf;
   firewall = config.networking.firewall;
   interfaces = cfg.settings.interfaces.lan;
   isIPv6 = lib.hasInfix ":";
@@ -61,7 +61,7 @@ let
   };
 in
 {
-  config = lib.mkIf cfg.enable {
+  config = mkIf cfg.enable {
     assertions = [
       (say (inline == [ ]) ''
         ${names inline} has a password in it, which everyone on this machine could read in the Nix store.
@@ -162,22 +162,22 @@ in
       '')
     ];
 
-    warnings =
-      optionals (cfg.settings.return_path == "asymmetric" && config.networking.nat.enable) [
+    warnings = lib.mkMerge [
+      (mkIf (cfg.settings.return_path == "asymmetric" && config.networking.nat.enable) [
         ''
           services.sidegate: networking.nat.enable masquerades what comes from its internal interfaces. If the LAN is one of them, replies
           of direct flows come back through the box whatever return_path says; where it is in the LAN, beside the main router, it needs no NAT.
         ''
-      ]
-      ++ optionals (cfg.dhcp.enable && !cfg.settings ? dns) [
+      ])
+      (mkIf (cfg.dhcp.enable && !cfg.settings ? dns) [
         ''
           services.sidegate: the DHCP server names the box as DNS server, and without settings.dns nothing answers there but what you run
           on port 53 yourself: settings.dns = { upstreams.isp = "udp://${
             lib.head (lan.gateway ++ [ "192.168.0.1" ])
           }"; default = "isp"; };
         ''
-      ]
-      ++ optionals (!cfg.checkSettings) [
+      ])
+      (mkIf (!cfg.checkSettings) [
         ''
           services.sidegate: the settings are not checked when the system is built${
             lib.optionalString (
@@ -185,6 +185,7 @@ in
             ) ", since ${concatStringsSep ", " cfg.outside} are files of the running box"
           }. A mistake in them keeps the service from starting.
         ''
-      ];
+      ])
+    ];
   };
 }
