@@ -140,6 +140,10 @@ let
         status, told = lab.execute("${play config scenarios} 2>&1", timeout=1800)
         print(told)
         assert status == 0 and "--- PASS: TestElsewhere" in told, "the scenarios"
+        assert "--- SKIP" not in told, "a scenario that was not played"
+        # A name that is no scenario's selects nothing, and nothing passes.
+        for scenario in ${builtins.toJSON (lib.remove ".*" scenarios)}:
+            assert f"--- PASS: TestElsewhere/{scenario} (" in told, f"no scenario {scenario}"
       '';
     };
 in
