@@ -29,7 +29,8 @@ around() {
 		go run ./scripts/testreport -count=1 -timeout=20m -run="^($2)\$" ./appliance/endtoend
 }
 
-# The longest first. first: an image that nobody has configured. places: a kernel that has what others lack (VLAN, WireGuard); policy: an older verifier.
+# places: a kernel that has what others lack (VLAN, WireGuard). first: an image that nobody has configured; refused: one that somebody has, wrongly.
+# policy: an older verifier.
 steps() {
 	cat <<-END
 		places        inside $stable TestPlaces.*|TestPortIsEnslavedWhileItRuns|TestUnitCapabilitiesAreMinimal ./appliance/endtoend
@@ -37,6 +38,7 @@ steps() {
 		first         around $stable TestImageFirstStart
 		newest        around $newest TestImage
 		newest-first  around $newest TestImageFirstStart
+		refused       around $stable TestImageRefused
 		policy        inside $stable TestPolicyProof|TestVerifierBudget ./appliance/datapath
 		old-kernel    inside linux-image-cloud-amd64 TestOldKernelIsRefused ./appliance/endtoend
 	END

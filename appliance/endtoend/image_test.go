@@ -67,8 +67,18 @@ type machineBox struct {
 	*lab.Machine
 }
 
-// startImage starts it, and returns when its console can be talked to.
+// startImage starts it, and returns when the gateway serves.
 func startImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
+	t.Helper()
+	begun := time.Now()
+	b := bootImage(t, w, o)
+	b.serves(t)
+	t.Logf("the box serves %.0f s after the machine's start", time.Since(begun).Seconds())
+	return b
+}
+
+// bootImage starts it, and returns when its console can be talked to.
+func bootImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
 	t.Helper()
 	m, err := w.sidegate().StartMachine(t.Context(), o)
 	need(t, err)
@@ -81,12 +91,8 @@ func startImage(t *testing.T, w world, o lab.MachineOptions) machineBox {
 			t.Error(err)
 		}
 	})
-	begun := time.Now()
 	need(t, m.Shell(within(t, 5*time.Minute)))
-	b := machineBox{shellBox{m.Run, "/etc/sidegate/sidegate.yaml"}, m}
-	b.serves(t)
-	t.Logf("the box serves %.0f s after the machine's start", time.Since(begun).Seconds())
-	return b
+	return machineBox{shellBox{m.Run, "/etc/sidegate/sidegate.yaml"}, m}
 }
 
 func (b machineBox) restart(t *testing.T) {
@@ -114,6 +120,28 @@ func TestImage(t *testing.T) {
 	}
 	s.sideRouter = startImage(t, s.world, o)
 	s.playsAll(t, true)
+}
+
+// TestImageRefused: a configuration that is wrong at the start lets nothing out, and the console says what is wrong with it.
+func TestImageRefused(t *testing.T) {
+	disk := image(t)
+	w := newWorld(t, lab.Options{})
+	s := w.serve(t)
+	b := bootImage(t, w, lab.MachineOptions{Disks: []string{disk, drive(t, "SIDEGATE", map[string]string{
+		"sidegate.yaml": "default: tokyo\n",
+		"network":       fmt.Sprintf("address = %s\ngateway = %s\n", w.sidegate().Interface().Addr4, w.router().Addr4()),
+	})}})
+	b.says(t, `/etc/sidegate/sidegate.yaml:1: default: unknown outbound "tokyo"`)
+	b.shows(t, "  192.168.0.2/24 on eth0\n", "The gateway is not running", `unknown outbound "tokyo"`)
+	if _, err := spoken(t, w.laptop(), "tcp", s.direct.Addr4(), patience(false)); err == nil {
+		t.Error("something is forwarded")
+	}
+	_, err := b.try(t, "echo 'default: direct' >/etc/sidegate/sidegate.yaml")
+	need(t, err)
+	b.serves(t)
+	if _, err := spoken(t, w.laptop(), "tcp", s.direct.Addr4(), forAnswer); err != nil {
+		t.Errorf("with a right one: %v", err)
+	}
 }
 
 // TestImageFirstStart: an image that nobody has configured, on a PC with BIOS and a second interface in a LAN with DHCP, forwards everything

@@ -10,10 +10,9 @@ addresses() { ip -o address show scope global | awk '{ print "  " $4 " on " $2 }
 # What, when it is another, is worth being shown again; it costs little.
 state() {
 	addresses
-	pidof sidegate
 	ls -l /run/configured-by /run/refused "$CONFIGURATION"
-	served
-	dmesg | grep -c 'appliance: '
+	dmesg | grep -c ' running: '
+	dmesg | sed -n 's/.*appliance: //p' | sort -u # what is tried again and again fails in the same way
 } 2>/dev/null
 
 # served is how long after its hand-over to /init the kernel was told that the gateway is running, in seconds.
@@ -26,11 +25,11 @@ show() {
 	echo "Address:"
 	addresses | grep . || echo "  none yet: no DHCP server has answered"
 	echo
-	if served | grep -q .; then
-		"$PROGRAM" status 2>/dev/null || {
-			echo "The gateway is not running:"
-			dmesg | tail -n 4
-		}
+	if served | grep -q . && "$PROGRAM" status 2>/dev/null; then
+		:
+	elif dmesg | grep -q 'appliance: sidegate has ended'; then
+		echo "The gateway is not running:"
+		dmesg | tail -n 4
 	else
 		echo "The gateway is being started."
 	fi
