@@ -51,16 +51,20 @@ func newStage(ctx context.Context, binary string) (_ *stage, err error) {
 	if err := s.router.Do(func() error { return netlink.RouteReplace(route(nil, unix.RTN_BLACKHOLE)) }); err != nil {
 		return nil, fmt.Errorf("making the router swallow what has no destination: %w", err)
 	}
-	// Thousands of connections a second leave as many ports waiting.
-	for _, h := range []*lab.Host{s.laptop, s.sidegate, s.upstream} {
-		if err := errors.Join(
-			h.SetSysctl("net.ipv4.ip_local_port_range", "1024 65535"),
-			h.SetSysctl("net.ipv4.tcp_tw_reuse", "1"),
-		); err != nil {
+	for _, h := range []*lab.Host{s.laptop, s.sidegate, s.plain, s.upstream} {
+		if err := manyPorts(h); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// manyPorts: thousands of connections a second leave as many ports waiting.
+func manyPorts(h *lab.Host) error {
+	return errors.Join(
+		h.SetSysctl("net.ipv4.ip_local_port_range", "1024 65535"),
+		h.SetSysctl("net.ipv4.tcp_tw_reuse", "1"),
+	)
 }
 
 // forwardPlainly makes plain what the side router is without sidegate.

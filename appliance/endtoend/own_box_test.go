@@ -2,7 +2,6 @@ package endtoend
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,46 +45,17 @@ func newBox(t *testing.T) *box {
 // newCgroup makes a directory of cgroup v2, which is removed when nobody is in it any more.
 func newCgroup(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(cgroupHierarchy(t), "sidegate-test-")
+	c, err := lab.NewCgroup("sidegate-test-")
+	if errors.Is(err, lab.ErrNoCgroup) {
+		t.Skip(err)
+	}
 	need(t, err)
-	need(t, os.Chmod(dir, 0o755)) // as systemd makes them: a gateway that is not root opens it
 	t.Cleanup(func() {
-		err := lab.Wait(context.Background(), "the cgroup to be empty", func() error { return removeCgroup(dir) })
-		if err != nil {
+		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return dir
-}
-
-func removeCgroup(dir string) error {
-	below, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range below {
-		if e.IsDir() {
-			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return os.Remove(dir)
-}
-
-// cgroupHierarchy is where cgroup v2 is mounted, alone or beside version 1.
-func cgroupHierarchy(t *testing.T) string {
-	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	need(t, err)
-	for line := range strings.Lines(string(mounts)) {
-		place, kind, _ := strings.Cut(line, " - ") // proc_pid_mountinfo(5)
-		if fields := strings.Fields(place); strings.HasPrefix(kind, "cgroup2 ") && len(fields) > 4 {
-			return fields[4]
-		}
-	}
-	t.Skip("cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
-	return ""
+	return string(c)
 }
 
 // unit is the directory of a cgroup that is called like a unit of systemd.

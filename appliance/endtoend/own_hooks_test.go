@@ -51,13 +51,13 @@ func TestOwnHooksCannotBeAttached(t *testing.T) {
 			name: "not mounted", says: "cgroup v2 is not mounted",
 			cgroup: func(*box) string { return "" },
 			before: func(t *testing.T, b *box) string {
-				script := fmt.Sprintf("#!/bin/sh\nexec unshare --mount sh -ec 'umount -l %s; exec \"$0\" \"$@\"' %s \"$@\"\n", cgroupHierarchy(t), binary)
+				script := fmt.Sprintf("#!/bin/sh\nexec unshare --mount sh -ec 'umount -l %s; exec \"$0\" \"$@\"' %s \"$@\"\n", filepath.Dir(b.cgroup), binary)
 				path := filepath.Join(t.TempDir(), "without-cgroup")
 				need(t, os.WriteFile(path, []byte(script), 0o755))
 				return path
 			},
 			heal: func(t *testing.T, b *box) {
-				run(t, b.sidegate(), fmt.Sprintf("nsenter -t %d -m mount -t cgroup2 none %s", b.gateway.Pid(), cgroupHierarchy(t)))
+				run(t, b.sidegate(), fmt.Sprintf("nsenter -t %d -m mount -t cgroup2 none %s", b.gateway.Pid(), filepath.Dir(b.cgroup)))
 			},
 		},
 		{

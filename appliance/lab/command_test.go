@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestCommand checks where a program runs, what its failure says, and that its group ends with it.
@@ -92,27 +90,17 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// cgroupForTest makes an empty cgroup v2.
 func cgroupForTest(t *testing.T) string {
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		var st unix.Statfs_t
-		if unix.Statfs(root, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
-			continue
-		}
-		dir, err := os.MkdirTemp(root, "sidegate-lab-test-")
-		if err != nil {
-			t.Skip("needs a writable cgroup v2: ", err)
-		}
-		t.Cleanup(func() {
-			// The kernel may count an ended process for a moment longer.
-			if err := Wait(context.Background(), "the cgroup to be empty", func() error { return os.Remove(dir) }); err != nil {
-				t.Error(err)
-			}
-		})
-		return dir
+	c, err := NewCgroup("sidegate-lab-test-")
+	if err != nil {
+		t.Skip("needs a writable cgroup v2: ", err)
 	}
-	t.Skip("needs cgroup v2, which is not mounted")
-	return ""
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return string(c)
 }
 
 func gone(pid int) func() error {
