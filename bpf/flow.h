@@ -102,9 +102,11 @@ __noinline int is_for_box(const struct packet *p)
 		return false;
 	number = p->ipv6 ? OWN_NUMBER_SOURCE6 : OWN_NUMBER_SOURCE4;
 	box = bpf_map_lookup_elem(&own_numbers, &number);
-	return box &&
+	if (!box || p->key.destination.w[3] != box->w[3])
+		return false;
+	return !p->ipv6 ||
 	       !((p->key.destination.w[0] ^ box->w[0]) | (p->key.destination.w[1] ^ box->w[1]) |
-		 (p->key.destination.w[2] ^ box->w[2]) | (p->key.destination.w[3] ^ box->w[3]));
+		 (p->key.destination.w[2] ^ box->w[2]));
 }
 
 /*

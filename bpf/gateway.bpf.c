@@ -119,14 +119,6 @@ int own_getsockname6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-/* A socket is closed by the last that has it. */
-SEC("cgroup/sock_release")
-int own_release(struct bpf_sock *ctx)
-{
-	socket_delist(ctx);
-	return ALLOW;
-}
-
 /* Run for each socket of the network namespace when the daemon reads the list. */
 SEC("iter/tcp")
 int own_list_tcp(struct bpf_iter__tcp *ctx)

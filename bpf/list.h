@@ -5,6 +5,7 @@
 
 #include "bpf_core_read.h"
 #include "bpf_helpers.h"
+#include "own.h"
 #include "parse.h"
 #include "types.h"
 
@@ -22,7 +23,12 @@ struct sock_common {
 	__u16 skc_family;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	unsigned char skc_state;
 	atomic64_t skc_cookie;
+};
+
+struct sock {
+	struct socket *sk_socket;
 };
 
 struct bpf_iter_meta {
@@ -53,15 +59,46 @@ static __always_inline void list_addresses(struct sock_common *sk, struct flow_k
 	map_ipv4(&key->destination, BPF_CORE_READ(sk, skc_daddr));
 }
 
+/* A socket that is only a timer's, or one that no program has any more, has no connection that anybody would call open. */
+static __always_inline bool is_held(struct sock_common *sk)
+{
+	__u8 state = BPF_CORE_READ(sk, skc_state);
+
+	return state != BPF_TCP_TIME_WAIT && state != BPF_TCP_NEW_SYN_RECV &&
+	       BPF_CORE_READ((struct sock *)sk, sk_socket);
+}
+
+/* What was decided on a socket. It moves from the ring to the socket's own storage, for in the ring the next ones take its place. */
+static __always_inline struct own_socket *list_find(struct sock_common *sk)
+{
+	struct own_socket *own = bpf_sk_storage_get(&own_sockets, sk, NULL, 0), *recent;
+	__u64 cookie = BPF_CORE_READ(sk, skc_cookie.counter);
+
+	if (own)
+		return own;
+	recent = recent_place(cookie);
+	if (!recent || recent->flow.owner != cookie || recent->flow.verdict != VERDICT_DIRECT)
+		return NULL;
+	own = bpf_sk_storage_get(&own_sockets, sk, recent, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!own || own->flow.owner == cookie)
+		return own;
+	bpf_sk_storage_delete(&own_sockets, sk); /* it was just being overwritten */
+	return NULL;
+}
+
 static __always_inline void list_socket(struct seq_file *seq, struct sock_common *sk, __u8 protocol)
 {
-	__u64 cookie = BPF_CORE_READ(sk, skc_cookie.counter);
-	struct own_socket *own = bpf_map_lookup_elem(&own_connected, &cookie);
 	struct own_entry entry = {};
+	struct own_socket *own;
 
-	if (!own)
+	if (!is_held(sk))
+		return;
+	own = list_find(sk);
+	if (!own || own->flow.verdict != VERDICT_DIRECT)
 		return;
 	list_addresses(sk, &entry.key);
+	if (!own_leaves(&entry.key.destination)) /* it is connected no more, or to the box itself */
+		return;
 	entry.key.source_port = bpf_htons(BPF_CORE_READ(sk, skc_num));
 	entry.key.destination_port = BPF_CORE_READ(sk, skc_dport);
 	entry.key.protocol = protocol;

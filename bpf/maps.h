@@ -81,7 +81,7 @@ struct {
 	__type(value, struct address);
 } own_numbers SEC(".maps");
 
-/* What was decided on the box's sockets that are steered, or send without being connected. */
+/* What was decided on the box's sockets that are steered, send without being connected, or have been listed. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
@@ -91,18 +91,18 @@ struct {
 } own_sockets SEC(".maps");
 
 /*
- * What was decided on sockets of the box that connect, by their cookie. It is for people, of those that are direct: no program looks at
- * them again. Storage of the socket would cost them more than all else at the hook. own_release removes the entries, and nobody else, so that
- * two threads that connect one socket never have another one's before them.
+ * What was decided on sockets of the box that connected of late, by their cookies, for people: no program looks at a direct one again. An entry for each
+ * in a map, or storage with the socket, would cost short connections more than their decision. So this is a ring, where nobody has to clean up;
+ * what lasts gets storage when the sockets are listed (list.h), which the daemon does more often than the ring goes round.
  */
+#define OWN_RECENT 16384
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64);
+	__uint(max_entries, OWN_RECENT);
+	__type(key, __u32);
 	__type(value, struct own_socket);
-} own_connected SEC(".maps");
+} own_recent SEC(".maps");
 
 /* Who opened the flows of the box itself; for people. The daemon removes an entry with its flow. */
 struct {
@@ -227,6 +227,18 @@ struct {
 PROCESSES(process_names);
 PROCESSES(process_paths);
 PROCESSES(process_units);
+
+/*
+ * Origins without path and process id: to read the same names at each connection of a program costs more than the decision. Nothing is ever taken
+ * out, for who reads an entry must not find another's there; when it is full, what is new is read each time. It begins empty with each generation.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct origin_key);
+	__type(value, struct origin);
+} known_origins SEC(".maps");
 
 /* The class of all names that a client, or everybody, knows an address by. */
 struct {

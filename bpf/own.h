@@ -35,6 +35,14 @@ static __always_inline bool own_leaves(const struct address *a)
 	return !is_loopback(a) && !is_own(a);
 }
 
+/* Where in the ring what is decided on a socket belongs. */
+static __always_inline struct own_socket *recent_place(__u64 cookie)
+{
+	__u32 place = cookie % OWN_RECENT;
+
+	return bpf_map_lookup_elem(&own_recent, &place);
+}
+
 /* A question that the daemon answers. */
 static __always_inline bool asks_dns(const struct packet *p)
 {

@@ -9,12 +9,14 @@
 #include "bpf_core_read.h"
 #include "bpf_helpers.h"
 #include "config.h"
+#include "maps.h"
 #include "types.h"
 
 /* What we read of the kernel's own structures; the loader finds their true layout (CO-RE). */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct qstr {
+	__u64 hash_len;
 	const unsigned char *name;
 };
 
@@ -49,6 +51,7 @@ struct mm_struct {
 struct kernfs_node {
 	const char *name;
 	struct kernfs_node *__parent;
+	__u64 id; /* nobody else's, ever */
 };
 
 struct kernfs_node___before_6_15 {
@@ -177,36 +180,72 @@ static long climb(__u32 i, struct climb *c)
 }
 
 /* The innermost unit that the process is in; where there is none, the directory that it is in. */
-static __always_inline void find_unit(struct task_struct *task, struct origin *origin)
+static __always_inline void read_unit(struct kernfs_node *leaf, struct origin *origin)
 {
-	struct kernfs_node *leaf = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
 	struct climb c = { .node = leaf, .origin = origin };
 
 	bpf_loop(CGROUP_LEVELS, climb, &c, 0);
 	if (!c.node)
-		bpf_probe_read_kernel_str(origin->unit, sizeof(origin->unit),
-					  BPF_CORE_READ(leaf, name));
+		bpf_probe_read_kernel_str(origin->unit, sizeof(origin->unit), leaf->name);
 	origin->process.unit = hash_text(FNV_OFFSET, origin->unit);
 }
 
 /* Kernel threads have no executable, and no name here. */
-static __noinline void find_origin(struct origin *origin)
+static __always_inline void read_name(struct dentry *exe, struct origin *origin)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-
-	__builtin_memset(&origin->process, 0, sizeof(origin->process));
-	origin->name[0] = 0;
-	origin->unit[0] = 0;
-	origin->pid = bpf_get_current_pid_tgid() >> 32;
-	find_unit(task, origin);
 	if (!exe)
 		return;
-	bpf_probe_read_kernel_str(origin->name, sizeof(origin->name),
-				  BPF_CORE_READ(exe, f_path.dentry, d_name.name));
+	bpf_probe_read_kernel_str(origin->name, sizeof(origin->name), exe->d_name.name);
 	origin->process.name = hash_text(FNV_OFFSET, origin->name);
-	if (uses_process_path)
-		origin->process.path = hash_path(exe);
+}
+
+static __always_inline void copy_origin(const struct origin *from, struct process *process,
+					struct origin *origin)
+{
+	*process = from->process;
+	__builtin_memcpy(origin->name, from->name, sizeof(origin->name));
+	__builtin_memcpy(origin->unit, from->unit, sizeof(origin->unit));
+}
+
+/* Read into the stack: only there nobody else writes. */
+static __noinline void read_origin(struct dentry *exe, struct kernfs_node *leaf,
+				   const struct origin_key *key, struct process *process,
+				   struct origin *origin)
+{
+	struct origin read = {};
+
+	read_unit(leaf, &read);
+	read_name(exe, &read);
+	if (exe->d_name.hash_len == key->name) /* it was not just renamed */
+		bpf_map_update_elem(&known_origins, key, &read, BPF_NOEXIST);
+	copy_origin(&read, process, origin);
+}
+
+/*
+ * What the policy sees of the current process, and that with its names for people, which is never read here: others may write
+ * there just now.
+ */
+static __noinline void find_origin(struct process *process, struct origin *origin)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct kernfs_node *leaf = task->cgroups->dfl_cgrp->kn;
+	struct file *exe = task->mm->exe_file;
+	struct dentry *name = exe->f_path.dentry;
+	struct origin_key key = {
+		.exe = (long)name,
+		.name = name->d_name.hash_len,
+		.cgroup = leaf->id,
+	};
+	struct origin *known = bpf_map_lookup_elem(&known_origins, &key);
+
+	if (known)
+		copy_origin(known, process, origin);
+	else
+		read_origin(name, leaf, &key, process, origin);
+	if (uses_process_path && exe) /* not kept: a directory of it can be renamed */
+		process->path = hash_path(exe);
+	origin->process = *process;
+	origin->pid = bpf_get_current_pid_tgid() >> 32;
 }
 
 #endif

@@ -131,36 +131,9 @@ static __always_inline struct own_socket *socket_storage(struct bpf_sock_addr *c
 
 	if (!own)
 		return NULL;
-	find_origin(&own->origin);
+	find_origin(&own->origin.process, &own->origin);
 	own->flow.owner = bpf_get_socket_cookie(ctx);
 	return own;
-}
-
-static const struct own_socket undecided;
-
-/* Where there is no room the socket is decided all the same, and not listed. */
-static __always_inline struct own_socket *socket_enlist(struct bpf_sock_addr *ctx)
-{
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct own_socket *own;
-
-	bpf_map_update_elem(&own_connected, &cookie, &undecided, BPF_NOEXIST);
-	own = bpf_map_lookup_elem(&own_connected, &cookie);
-	if (!own)
-		return socket_storage(ctx);
-	find_origin(&own->origin);
-	own->flow.owner = cookie;
-	return own;
-}
-
-static __always_inline void socket_delist(struct bpf_sock *sk)
-{
-	__u64 cookie;
-
-	if (bpf_get_netns_cookie(sk) != own_netns)
-		return;
-	cookie = bpf_get_socket_cookie(sk);
-	bpf_map_delete_elem(&own_connected, &cookie);
 }
 
 static __always_inline bool answers_dns(const struct packet *p)
@@ -169,10 +142,10 @@ static __always_inline bool answers_dns(const struct packet *p)
 }
 
 /* What becomes of a connection or a flow that begins; returns a reason if that is not known. */
-static __always_inline __u32 socket_decide(const struct packet *p, const struct own_socket *own,
+static __always_inline __u32 socket_decide(const struct packet *p, const struct process *process,
 					   struct flow *flow)
 {
-	__u32 reason = own_decide(p, &own->origin.process, own_name(p), flow);
+	__u32 reason = own_decide(p, process, own_name(p), flow);
 
 	if (!reason && flow->verdict != VERDICT_SNIFF)
 		count_rule(flow->rule);
@@ -197,7 +170,7 @@ static __always_inline int socket_let(struct bpf_sock_addr *ctx, const struct fl
 	struct own_socket *own = bpf_sk_storage_get(&own_sockets, ctx->sk, NULL, 0);
 
 	if (own) {
-		find_origin(&own->origin);
+		find_origin(&own->origin.process, &own->origin);
 		own->flow = *flow;
 		if (!socket_rebind(ctx, own))
 			return REFUSE;
@@ -219,20 +192,24 @@ static __always_inline int socket_steer(struct bpf_sock_addr *ctx, const struct 
 
 static __always_inline int socket_connect(struct bpf_sock_addr *ctx, struct packet *p)
 {
-	struct own_socket *own = socket_enlist(ctx);
 	struct flow flow = { .verdict = VERDICT_DIRECT, .mark = direct_mark, .rule = RULE_DEFAULT };
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct own_socket *recent = recent_place(cookie);
+	struct process process;
 	__u32 reason = 0;
 
-	if (!own)
-		return socket_fail(REASON_OWN_UNKNOWN, -ENOMEM);
+	if (!recent)
+		return socket_fail(REASON_POLICY_MISSING, -EPERM);
+	recent->flow.owner = 0; /* not to be listed while it is written */
+	find_origin(&process, &recent->origin);
 	if (asks_dns(p))
 		flow.verdict = answers_dns(p) ? VERDICT_DNS : VERDICT_DIRECT;
 	else
-		reason = socket_decide(p, own, &flow);
+		reason = socket_decide(p, &process, &flow);
 	if (reason)
 		return socket_fail(reason, -EPERM);
-	flow.owner = own->flow.owner;
-	own->flow = flow;
+	flow.owner = cookie;
+	recent->flow = flow;
 	if (flow.verdict == VERDICT_BLOCK)
 		return socket_refuse(flow.reject);
 	if (flow.verdict == VERDICT_DIRECT)
@@ -262,7 +239,7 @@ static __always_inline struct flow *socket_begin(struct bpf_sock_addr *ctx, cons
 		return NULL;
 	if (!socket_is_connected(ctx))
 		own->flow.verdict = VERDICT_INVALID; /* not what it was connected to before */
-	if (socket_decide(p, own, &flow))
+	if (socket_decide(p, &own->origin.process, &flow))
 		return NULL;
 	flow.owner = own->flow.owner;
 	bpf_map_update_elem(&origins, &p->key, &own->origin, BPF_ANY);

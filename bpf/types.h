@@ -186,6 +186,13 @@ struct origin {
 	__u8 unit[NAME_BYTES];
 };
 
+/* What the names of an origin depend on. */
+struct origin_key {
+	__u64 exe; /* where the kernel keeps the executable's name */
+	__u64 name; /* its hash and length: it can be renamed, and another's can take its place */
+	__u64 cgroup; /* its number in the kernel, which no other one will have */
+};
+
 /* What was decided on a socket of the box itself when it connected. It lives as long as the socket. */
 struct own_socket {
 	struct origin origin;

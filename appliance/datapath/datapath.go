@@ -302,9 +302,6 @@ func (d *Datapath) install(next *generation, want Desired) error {
 		if _, err := applyRouting(false); err != nil {
 			d.log.Warn("removing the routing of the box's own connections", "error", err)
 		}
-		if err := d.state.forgetConnected(); err != nil {
-			d.log.Warn("forgetting the box's own connections", "error", err)
-		}
 	}
 	return nil
 }

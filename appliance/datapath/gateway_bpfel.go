@@ -198,6 +198,13 @@ type gatewayOrigin struct {
 	Unit    [64]uint8
 }
 
+type gatewayOriginKey struct {
+	_      structs.HostLayout
+	Exe    uint64
+	Name   uint64
+	Cgroup uint64
+}
+
 type gatewayOwnAddress uint32
 
 const (
@@ -353,6 +360,7 @@ const (
 	gatewayMapHeaderBits          = "header_bits"
 	gatewayMapInterfaceBits       = "interface_bits"
 	gatewayMapInterfaces          = "interfaces"
+	gatewayMapKnownOrigins        = "known_origins"
 	gatewayMapLastGeneration      = "last_generation"
 	gatewayMapLearned             = "learned"
 	gatewayMapMacBits             = "mac_bits"
@@ -361,8 +369,8 @@ const (
 	gatewayMapNames               = "names"
 	gatewayMapOrigins             = "origins"
 	gatewayMapOwnAddresses        = "own_addresses"
-	gatewayMapOwnConnected        = "own_connected"
 	gatewayMapOwnNumbers          = "own_numbers"
+	gatewayMapOwnRecent           = "own_recent"
 	gatewayMapOwnSockets          = "own_sockets"
 	gatewayMapProcessNameBits     = "process_name_bits"
 	gatewayMapProcessNames        = "process_names"
@@ -391,7 +399,6 @@ const (
 	gatewayProgOwnListTcp         = "own_list_tcp"
 	gatewayProgOwnListUdp         = "own_list_udp"
 	gatewayProgOwnLoopback        = "own_loopback"
-	gatewayProgOwnRelease         = "own_release"
 	gatewayProgOwnSendmsg4        = "own_sendmsg4"
 	gatewayProgOwnSendmsg6        = "own_sendmsg6"
 	gatewayProgPolicyQuery        = "policy_query"
@@ -478,7 +485,6 @@ type gatewayProgramSpecs struct {
 	OwnListTcp      *ebpf.ProgramSpec `ebpf:"own_list_tcp"`
 	OwnListUdp      *ebpf.ProgramSpec `ebpf:"own_list_udp"`
 	OwnLoopback     *ebpf.ProgramSpec `ebpf:"own_loopback"`
-	OwnRelease      *ebpf.ProgramSpec `ebpf:"own_release"`
 	OwnSendmsg4     *ebpf.ProgramSpec `ebpf:"own_sendmsg4"`
 	OwnSendmsg6     *ebpf.ProgramSpec `ebpf:"own_sendmsg6"`
 	PolicyQuery     *ebpf.ProgramSpec `ebpf:"policy_query"`
@@ -508,6 +514,7 @@ type gatewayMapSpecs struct {
 	HeaderBits          *ebpf.MapSpec `ebpf:"header_bits"`
 	InterfaceBits       *ebpf.MapSpec `ebpf:"interface_bits"`
 	Interfaces          *ebpf.MapSpec `ebpf:"interfaces"`
+	KnownOrigins        *ebpf.MapSpec `ebpf:"known_origins"`
 	LastGeneration      *ebpf.MapSpec `ebpf:"last_generation"`
 	Learned             *ebpf.MapSpec `ebpf:"learned"`
 	MacBits             *ebpf.MapSpec `ebpf:"mac_bits"`
@@ -516,8 +523,8 @@ type gatewayMapSpecs struct {
 	Names               *ebpf.MapSpec `ebpf:"names"`
 	Origins             *ebpf.MapSpec `ebpf:"origins"`
 	OwnAddresses        *ebpf.MapSpec `ebpf:"own_addresses"`
-	OwnConnected        *ebpf.MapSpec `ebpf:"own_connected"`
 	OwnNumbers          *ebpf.MapSpec `ebpf:"own_numbers"`
+	OwnRecent           *ebpf.MapSpec `ebpf:"own_recent"`
 	OwnSockets          *ebpf.MapSpec `ebpf:"own_sockets"`
 	ProcessNameBits     *ebpf.MapSpec `ebpf:"process_name_bits"`
 	ProcessNames        *ebpf.MapSpec `ebpf:"process_names"`
@@ -605,6 +612,7 @@ type gatewayMaps struct {
 	HeaderBits          *ebpf.Map `ebpf:"header_bits"`
 	InterfaceBits       *ebpf.Map `ebpf:"interface_bits"`
 	Interfaces          *ebpf.Map `ebpf:"interfaces"`
+	KnownOrigins        *ebpf.Map `ebpf:"known_origins"`
 	LastGeneration      *ebpf.Map `ebpf:"last_generation"`
 	Learned             *ebpf.Map `ebpf:"learned"`
 	MacBits             *ebpf.Map `ebpf:"mac_bits"`
@@ -613,8 +621,8 @@ type gatewayMaps struct {
 	Names               *ebpf.Map `ebpf:"names"`
 	Origins             *ebpf.Map `ebpf:"origins"`
 	OwnAddresses        *ebpf.Map `ebpf:"own_addresses"`
-	OwnConnected        *ebpf.Map `ebpf:"own_connected"`
 	OwnNumbers          *ebpf.Map `ebpf:"own_numbers"`
+	OwnRecent           *ebpf.Map `ebpf:"own_recent"`
 	OwnSockets          *ebpf.Map `ebpf:"own_sockets"`
 	ProcessNameBits     *ebpf.Map `ebpf:"process_name_bits"`
 	ProcessNames        *ebpf.Map `ebpf:"process_names"`
@@ -653,6 +661,7 @@ func (m *gatewayMaps) Close() error {
 		m.HeaderBits,
 		m.InterfaceBits,
 		m.Interfaces,
+		m.KnownOrigins,
 		m.LastGeneration,
 		m.Learned,
 		m.MacBits,
@@ -661,8 +670,8 @@ func (m *gatewayMaps) Close() error {
 		m.Names,
 		m.Origins,
 		m.OwnAddresses,
-		m.OwnConnected,
 		m.OwnNumbers,
+		m.OwnRecent,
 		m.OwnSockets,
 		m.ProcessNameBits,
 		m.ProcessNames,
@@ -729,7 +738,6 @@ type gatewayPrograms struct {
 	OwnListTcp      *ebpf.Program `ebpf:"own_list_tcp"`
 	OwnListUdp      *ebpf.Program `ebpf:"own_list_udp"`
 	OwnLoopback     *ebpf.Program `ebpf:"own_loopback"`
-	OwnRelease      *ebpf.Program `ebpf:"own_release"`
 	OwnSendmsg4     *ebpf.Program `ebpf:"own_sendmsg4"`
 	OwnSendmsg6     *ebpf.Program `ebpf:"own_sendmsg6"`
 	PolicyQuery     *ebpf.Program `ebpf:"policy_query"`
@@ -751,7 +759,6 @@ func (p *gatewayPrograms) Close() error {
 		p.OwnListTcp,
 		p.OwnListUdp,
 		p.OwnLoopback,
-		p.OwnRelease,
 		p.OwnSendmsg4,
 		p.OwnSendmsg6,
 		p.PolicyQuery,

@@ -140,7 +140,6 @@ func (o *Own) places() ([]place, error) {
 	}{
 		{"getsockname4", ebpf.AttachCgroupInet4GetSockname, func(p *gatewayPrograms) *ebpf.Program { return p.OwnGetsockname4 }},
 		{"getsockname6", ebpf.AttachCgroupInet6GetSockname, func(p *gatewayPrograms) *ebpf.Program { return p.OwnGetsockname6 }},
-		{"release", ebpf.AttachCgroupInetSockRelease, func(p *gatewayPrograms) *ebpf.Program { return p.OwnRelease }},
 		{"connect4", ebpf.AttachCGroupInet4Connect, func(p *gatewayPrograms) *ebpf.Program { return p.OwnConnect4 }},
 		{"connect6", ebpf.AttachCGroupInet6Connect, func(p *gatewayPrograms) *ebpf.Program { return p.OwnConnect6 }},
 		{"sendmsg4", ebpf.AttachCGroupUDP4Sendmsg, func(p *gatewayPrograms) *ebpf.Program { return p.OwnSendmsg4 }},
@@ -182,12 +181,8 @@ func (o *Own) Try() error {
 }
 
 func (p *place) try() error {
-	kind := ebpf.CGroupSockAddr
-	if p.kind == ebpf.AttachCgroupInetSockRelease {
-		kind = ebpf.CGroupSock
-	}
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: kind, AttachType: p.kind, License: "GPL",
+		Type: ebpf.CGroupSockAddr, AttachType: p.kind, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}, // go on
 	})
 	if err != nil {

@@ -1,10 +1,16 @@
 package datapath
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
@@ -113,26 +119,130 @@ func TestOwnAddressGoes(t *testing.T) {
 	}
 }
 
-// TestOwnConnectedForgotten: a policy that leaves the box's own connections alone takes its programs away, and with them what they would have
-// removed from the list of connections; one that does not keeps the list.
-func TestOwnConnectedForgotten(t *testing.T) {
+// TestOwnLastingIsListed: a connection of the box stays in the list, with who opened it and by which rule, however many others come and go
+// after the sweep that has met it, and goes from the list when it is closed or leads elsewhere.
+func TestOwnLastingIsListed(t *testing.T) {
 	d := opened(t)
-	p := &policy.Policy{Default: "direct"}
-	want := Desired{Policy: p, Own: &Own{}}
-	apply(t, d, want)
+	if err := netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, LinkIndex: up(t, veth(t, "wan"))}); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "lasting", "direct", "port", "7")}}, Own: &Own{}})
 	if err := d.OwnProblem(); err != nil {
 		t.Skip("the box's own connections cannot be decided here: ", err)
 	}
-	if err := d.state.maps.OwnConnected.Put(uint64(1), gatewayOwnSocket{}); err != nil {
+	rules := func() (listed []string) {
+		flows, err := d.Flows()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range flows {
+			if f.Process == nil || f.Process.PID != uint32(os.Getpid()) {
+				t.Errorf("%+v is of %+v", f, f.Process)
+			}
+			listed = append(listed, fmt.Sprintf("%s %s", f.Destination, f.Rule))
+		}
+		return listed
+	}
+	others := func() {
+		for range d.state.maps.OwnRecent.MaxEntries() {
+			unix.Close(connected(t, "203.0.113.9:9"))
+		}
+	}
+	want := func(when string, want ...string) {
+		t.Helper()
+		if listed := rules(); !slices.Equal(listed, want) {
+			t.Errorf("%s the list is %q, want %q", when, listed, want)
+		}
+	}
+
+	unmet := connected(t, "203.0.113.8:7")
+	defer unix.Close(unmet)
+	others()
+	want("of what no sweep has met, after many others,")
+	lasting := connected(t, "203.0.113.7:7")
+	if err := d.sweep(); err != nil {
 		t.Fatal(err)
 	}
-	var entry gatewayOwnSocket
-	apply(t, d, want)
-	if err := d.state.maps.OwnConnected.Lookup(uint64(1), &entry); err != nil {
-		t.Errorf("after a reload the connection is not in the list: %v", err)
+	others()
+	want("after a sweep and many others", "203.0.113.7:7 lasting")
+	if d.rules[d.generation.number] == nil {
+		t.Error("the names of the rules are forgotten that a live connection was decided by")
 	}
-	apply(t, d, Desired{Policy: p})
-	if d.state.maps.OwnConnected.Lookup(uint64(1), &entry) == nil {
-		t.Error("nothing takes the connection from the list when it is closed, and it is there")
+	connect(t, lasting, "203.0.113.6:6")
+	want("of a socket that has connected again", "203.0.113.6:6 default")
+	connect(t, lasting, "127.0.0.1:6")
+	want("of a socket that has connected to the box itself")
+	connect(t, lasting, "203.0.113.7:7")
+	want("of a socket that is back", "203.0.113.7:7 lasting")
+	unix.Close(lasting)
+	want("of a socket that is closed")
+}
+
+// TestOwnRenamed: whose a connection is goes by the name that the executable has when it connects, whatever it was called before.
+func TestOwnRenamed(t *testing.T) {
+	d := opened(t)
+	if err := netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, LinkIndex: up(t, veth(t, "wan"))}); err != nil {
+		t.Fatal(err)
 	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(filepath.Dir(exe), "renamed.test")
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "renamed", "direct", "process_name", "renamed.test")}}, Own: &Own{}})
+	if err := d.OwnProblem(); err != nil {
+		t.Skip("the box's own connections cannot be decided here: ", err)
+	}
+	defer os.Rename(other, exe)
+	for _, c := range []struct{ from, to, rule string }{{exe, exe, "default"}, {exe, other, "renamed"}, {other, exe, "default"}, {exe, other, "renamed"}} {
+		if err := os.Rename(c.from, c.to); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // what is known by then, too
+			fd := connected(t, "203.0.113.7:7")
+			flows, err := d.Flows()
+			unix.Close(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(flows) != 1 || flows[0].Process == nil || flows[0].Process.Name != filepath.Base(c.to) || flows[0].Rule != c.rule {
+				t.Errorf("as %s: %+v", c.to, flows)
+			}
+		}
+	}
+}
+
+// connected is a socket of UDP, which sends nothing.
+func connected(t *testing.T, to string) (fd int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	connect(t, fd, to)
+	return fd
+}
+
+func connect(t *testing.T, fd int, to string) {
+	t.Helper()
+	a := addrPort(to)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}); err != nil {
+		t.Fatal("connecting to ", to, ": ", err)
+	}
+}
+
+// up gives an interface an address and brings it up.
+func up(t *testing.T, i Interface) (index int) {
+	t.Helper()
+	l, err := netlink.LinkByIndex(i.Index)
+	if err == nil {
+		err = netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 168, 0, 2), Mask: net.CIDRMask(24, 32)}})
+	}
+	if err == nil {
+		err = netlink.LinkSetUp(l)
+	}
+	if err != nil {
+		t.Fatalf("bringing %s up: %v", i.Name, err)
+	}
+	return i.Index
 }

@@ -15,18 +15,12 @@ import (
 // ownSockets lists the connections of the box itself that are direct. No program sees their packets: the list is that of the
 // sockets themselves, with what was decided where they connected, and says nothing of what they carry.
 func (d *Datapath) ownSockets(now uint64) ([]Flow, error) {
-	if d.applied == nil || d.applied.Own == nil || d.ownProblem != nil {
-		return nil, nil
-	}
-	entries, err := d.generation.listSockets()
+	entries, err := d.ownEntries()
 	if err != nil {
-		return nil, fmt.Errorf("reading the box's own sockets: %w", err)
+		return nil, err
 	}
 	var flows []Flow
 	for _, e := range entries {
-		if e.Key.DestinationPort == 0 || gatewayVerdict(e.Socket.Flow.Verdict) != gatewayVerdictVERDICT_DIRECT {
-			continue // not connected any more; or in the tables; or refused
-		}
 		v := e.Socket.Flow
 		v.LastSeen, v.State = now, uint8(gatewayFlowStateFLOW_ESTABLISHED)
 		flows = append(flows, d.describe(e.Key, v, now))
@@ -34,6 +28,19 @@ func (d *Datapath) ownSockets(now uint64) ([]Flow, error) {
 		f.Interface, f.Process = loopback, e.Socket.Origin.process()
 	}
 	return flows, nil
+}
+
+// ownEntries is that list as the programs write it. Reading it also makes them keep what is in it for as long as its socket lives: see
+// own_recent in bpf/maps.h. The caller holds d.mu.
+func (d *Datapath) ownEntries() ([]gatewayOwnEntry, error) {
+	if d.applied == nil || d.applied.Own == nil || d.ownProblem != nil {
+		return nil, nil
+	}
+	entries, err := d.generation.listSockets()
+	if err != nil {
+		return nil, fmt.Errorf("reading the box's own sockets: %w", err)
+	}
+	return entries, nil
 }
 
 // listSockets runs the programs that list over the sockets of the network namespace.
@@ -68,11 +75,6 @@ func appendSockets(entries []gatewayOwnEntry, p *ebpf.Program) ([]gatewayOwnEntr
 		}
 		entries = append(entries, e)
 	}
-}
-
-// forgetConnected empties the list of connections, from which nothing is taken any more where the hooks are gone.
-func (s *state) forgetConnected() error {
-	return replace(s.maps.OwnConnected, map[uint64]gatewayOwnSocket{}, "list of the box's own connections")
 }
 
 func (o gatewayOrigin) process() *Process {

@@ -117,7 +117,16 @@ func (d *Datapath) sweepState() (used map[uint32]bool, names map[gatewayNameKey]
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.state.sweep(now, d.generation)
+	used, names, err = d.state.sweep(now, d.generation)
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := d.ownEntries()
+	for _, e := range own {
+		used[e.Socket.Flow.Generation] = true
+		names[gatewayNameKey{Client: boxKey(), Address: e.Key.Destination}] = true
+	}
+	return used, names, err
 }
 
 // sweep is one round, at a time of a generation's clock. It returns the generations that the flows it leaves are of, and the

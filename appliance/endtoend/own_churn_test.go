@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/lab"
@@ -229,12 +228,6 @@ default: block`))
 		s := b.status(t)
 		t.Logf("drops %v, proxy %+v, heard %v", s.Drops, s.Proxy, heard.count)
 	}
-	list := ownConnected(t, b.gateway)
-	var cookie uint64
-	value := make([]byte, list.ValueSize())
-	for left := list.Iterate(); left.Next(&cookie, &value); {
-		t.Errorf("the socket %d is gone, and in own_connected", cookie)
-	}
 	for _, f := range b.flows(t) {
 		switch {
 		case f.Process == nil:
@@ -243,20 +236,6 @@ default: block`))
 			t.Errorf("it is over, and listed as open: %+v of %+v", f, *f.Process)
 		}
 	}
-}
-
-// ownConnected is the list of the box's own sockets that connected.
-func ownConnected(t *testing.T, g *lab.Gateway) *ebpf.Map {
-	t.Helper()
-	dirs, err := filepath.Glob(filepath.Join(g.State, "maps-v*"))
-	need(t, err)
-	if len(dirs) != 1 {
-		t.Fatalf("the maps are in %v", dirs)
-	}
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dirs[0], "own_connected"), nil)
-	need(t, err)
-	t.Cleanup(func() { m.Close() })
-	return m
 }
 
 // churn runs a process and says how many answers it lost.
