@@ -14,13 +14,12 @@ import (
 	"sidegate/appliance/lab"
 )
 
-const noGateway = "the same on a box where no gateway runs"
-
 var (
+	noGateway      = fmt.Sprintf("the same on a box where no gateway runs, in %d times the pairs of 1/%[1]d of the time", parts)
 	ownTCP         = Quantity{"the box's own direct TCP throughput", "Gb/s", noGateway}
 	ownConnections = Quantity{"the box's own direct connections opened, used and closed", "1/s", noGateway}
 	// As soon as there is a routing rule, whosever and whatever it says, the kernel looks each route up by rules: this much is not ours.
-	ownConnectionsOfRuled = Quantity{ownConnections.What, ownConnections.Unit, noGateway + ", with one routing rule"}
+	ownConnectionsOfRuled = Quantity{ownConnections.What, ownConnections.Unit, noGateway + "; that box has one routing rule"}
 )
 
 // parts is into how many parts a measurement is cut, with its neighbour in between: few percent are looked for, and a machine with others

@@ -122,14 +122,7 @@ func TestOwnAddressGoes(t *testing.T) {
 // TestOwnLastingIsListed: a connection of the box stays in the list, with who opened it and by which rule, however many others come and go
 // after the sweep that has met it, and goes from the list when it is closed or leads elsewhere.
 func TestOwnLastingIsListed(t *testing.T) {
-	d := opened(t)
-	if err := netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, LinkIndex: up(t, veth(t, "wan"))}); err != nil {
-		t.Fatal(err)
-	}
-	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "lasting", "direct", "port", "7")}}, Own: &Own{}})
-	if err := d.OwnProblem(); err != nil {
-		t.Skip("the box's own connections cannot be decided here: ", err)
-	}
+	d := deciding(t, rule(t, "lasting", "direct", "port", "7"))
 	rules := func() (listed []string) {
 		flows, err := d.Flows()
 		if err != nil {
@@ -180,19 +173,12 @@ func TestOwnLastingIsListed(t *testing.T) {
 
 // TestOwnRenamed: whose a connection is goes by the name that the executable has when it connects, whatever it was called before.
 func TestOwnRenamed(t *testing.T) {
-	d := opened(t)
-	if err := netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, LinkIndex: up(t, veth(t, "wan"))}); err != nil {
-		t.Fatal(err)
-	}
+	d := deciding(t, rule(t, "renamed", "direct", "process_name", "renamed.test"))
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := filepath.Join(filepath.Dir(exe), "renamed.test")
-	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{rule(t, "renamed", "direct", "process_name", "renamed.test")}}, Own: &Own{}})
-	if err := d.OwnProblem(); err != nil {
-		t.Skip("the box's own connections cannot be decided here: ", err)
-	}
 	defer os.Rename(other, exe)
 	for _, c := range []struct{ from, to, rule string }{{exe, exe, "default"}, {exe, other, "renamed"}, {other, exe, "default"}, {exe, other, "renamed"}} {
 		if err := os.Rename(c.from, c.to); err != nil {
@@ -231,18 +217,27 @@ func connect(t *testing.T, fd int, to string) {
 	}
 }
 
-// up gives an interface an address and brings it up.
-func up(t *testing.T, i Interface) (index int) {
+// deciding is a datapath that decides for the box's own connections, by a rule or direct, on a box with a default route.
+func deciding(t *testing.T, r policy.Rule) *Datapath {
 	t.Helper()
-	l, err := netlink.LinkByIndex(i.Index)
+	d := opened(t)
+	wan, err := netlink.LinkByIndex(veth(t, "wan").Index)
 	if err == nil {
-		err = netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 168, 0, 2), Mask: net.CIDRMask(24, 32)}})
+		err = netlink.AddrAdd(wan, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(192, 168, 0, 2), Mask: net.CIDRMask(24, 32)}})
 	}
 	if err == nil {
-		err = netlink.LinkSetUp(l)
+		err = netlink.LinkSetUp(wan)
+	}
+	if err == nil {
+		everything := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+		err = netlink.RouteAdd(&netlink.Route{Dst: everything, LinkIndex: wan.Attrs().Index})
 	}
 	if err != nil {
-		t.Fatalf("bringing %s up: %v", i.Name, err)
+		t.Fatalf("making a default route: %v", err)
 	}
-	return i.Index
+	apply(t, d, Desired{Policy: &policy.Policy{Default: "direct", Rules: []policy.Rule{r}}, Own: &Own{}})
+	if err := d.OwnProblem(); err != nil {
+		t.Skip("the box's own connections cannot be decided here: ", err)
+	}
+	return d
 }
