@@ -23,7 +23,6 @@ struct sock_common {
 	__u16 skc_family;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
-	unsigned char skc_state;
 	atomic64_t skc_cookie;
 };
 
@@ -59,13 +58,10 @@ static __always_inline void list_addresses(struct sock_common *sk, struct flow_k
 	map_ipv4(&key->destination, BPF_CORE_READ(sk, skc_daddr));
 }
 
-/* A socket that is only a timer's, or one that no program has any more, has no connection that anybody would call open. */
+/* Whether any program still has it. Of a whole socket: what the kernel makes of one for TIME_WAIT has no storage, and is not found. */
 static __always_inline bool is_held(struct sock_common *sk)
 {
-	__u8 state = BPF_CORE_READ(sk, skc_state);
-
-	return state != BPF_TCP_TIME_WAIT && state != BPF_TCP_NEW_SYN_RECV &&
-	       BPF_CORE_READ((struct sock *)sk, sk_socket);
+	return BPF_CORE_READ((struct sock *)sk, sk_socket);
 }
 
 /* What was decided on a socket. It moves from the ring to the socket's own storage, for in the ring the next ones take its place. */
@@ -91,10 +87,8 @@ static __always_inline void list_socket(struct seq_file *seq, struct sock_common
 	struct own_entry entry = {};
 	struct own_socket *own;
 
-	if (!is_held(sk))
-		return;
 	own = list_find(sk);
-	if (!own || own->flow.verdict != VERDICT_DIRECT)
+	if (!own || own->flow.verdict != VERDICT_DIRECT || !is_held(sk))
 		return;
 	list_addresses(sk, &entry.key);
 	if (!own_leaves(&entry.key.destination)) /* it is connected no more, or to the box itself */

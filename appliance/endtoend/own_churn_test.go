@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sidegate/appliance/admin"
 	"sidegate/appliance/lab"
 )
 
@@ -235,6 +236,32 @@ default: block`))
 		case f.Network == "tcp" && (f.Verdict != "proxy" || f.State != "closing"):
 			t.Errorf("it is over, and listed as open: %+v of %+v", f, *f.Process)
 		}
+	}
+}
+
+// TestOwnClosedIsNotListed: a connection that its program has closed is nobody's, while the kernel still tries to end it.
+func TestOwnClosedIsNotListed(t *testing.T) {
+	b := newBox(t)
+	w := startWitness(t, b.server(), 7)
+	to := w.addrs()[0]
+	b.start(t, b.config("default: direct"))
+	client := b.agent(t, "/proc/self/exe", b.unit(t, "client.service"))
+	listed := func() bool {
+		return slices.ContainsFunc(b.flows(t), func(f admin.Flow) bool { return f.Destination == to })
+	}
+	if s := client.visit(t, 1, "tcp", to); s.Error != "" {
+		t.Fatal(s.Error)
+	}
+	if !listed() {
+		t.Error("an open connection is not listed")
+	}
+	run(t, b.sidegate(), "ip route add blackhole "+to.Addr().String()) // what ends it does not arrive
+	if s := client.tell(t, order{Do: "close", Conn: 1}); s.Error != "" {
+		t.Fatal(s.Error)
+	}
+	run(t, b.sidegate(), "grep ' 04 ' /proc/net/tcp") // FIN-WAIT-1
+	if listed() {
+		t.Error("a connection that is closed is listed")
 	}
 }
 
