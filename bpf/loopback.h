@@ -162,18 +162,41 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 	return own_act(skb, p, flow);
 }
 
-static __always_inline bool own_receives(struct __sk_buff *skb, const struct packet *p)
+static __noinline bool own_receives_tcp(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size = tuple_of(p, &tuple);
-	struct bpf_sock *sk;
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	bool receives;
 
-	if (p->key.protocol == IPPROTO_TCP)
-		return tcp_socket_state(skb, p);
-	sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	if (sk)
-		bpf_sk_release(sk);
-	return sk;
+	if (!sk)
+		return false;
+	receives = sk->state != BPF_TCP_LISTEN && (p->fragment || !bpf_sk_assign(skb, sk, 0));
+	bpf_sk_release(sk);
+	return receives;
+}
+
+static __noinline bool own_receives_udp(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size = tuple_of(p, &tuple);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	bool receives;
+
+	if (!sk)
+		return false;
+	receives = p->fragment || !bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	return receives;
+}
+
+/*
+ * Gives what the daemon sends in a server's name to the socket that it is for; says whether there is one. Were it only looked for,
+ * it could be closed before the kernel looks again; closed while it has the packet, it says nothing.
+ */
+static __always_inline bool own_receives(struct __sk_buff *skb, const struct packet *p)
+{
+	return p->key.protocol == IPPROTO_TCP ? own_receives_tcp(skb, p) : own_receives_udp(skb, p);
 }
 
 /*
