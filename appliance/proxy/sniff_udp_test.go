@@ -413,7 +413,7 @@ func TestSniffUDPHolding(t *testing.T) {
 }
 
 // The client answers a remote that began the flow, and the policy wants the name, then the kernel to
-// forward it: the flow's own socket is given up, with nothing lost that waits there.
+// forward it: the flow's own socket is given up before anything is decided, with nothing lost that waits there.
 func TestSniffUDPUnasked(t *testing.T) {
 	r := newRig(t, Options{}, directly(t))
 	r.forwarding()
@@ -426,8 +426,13 @@ func TestSniffUDPUnasked(t *testing.T) {
 	if payload, from, err := c.receive(); err != nil || string(payload) != "unasked" || from != udpAddr(third) {
 		t.Fatalf("received %q from %s, %v", payload, from, err)
 	}
-	r.verdicts.sniffTo(Route{Outbound: policy.OutboundDirect})
 	s := r.server.udp.shardOf(endpointOf(udpAddr(c.UDPConn)))
+	r.verdicts.sniff(func(_ context.Context, _ policy.Network, client, destination netip.AddrPort, _ string) (Route, bool) {
+		if s.flows[flowKey{endpointOf(client), endpointOf(destination)}] != nil { // the shard asks: it is ours to look at
+			t.Error("the flow is decided, and its socket takes packets from the kernel that is to forward them")
+		}
+		return Route{Outbound: policy.OutboundDirect}, true
+	})
 	s.mu.Lock() // until all lies in the flow's socket
 	const count = 200
 	for i := range count {

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"bytes"
+
 	"golang.org/x/sys/unix"
 
 	"sidegate/appliance/policy"
@@ -98,10 +100,29 @@ func (f *flow) up(payloads [][]byte, now int64) {
 		f.send(payloads[:next], now)
 	}
 	if next < len(payloads) {
-		f.shard.flush() // the session may end now, with the flow
-		f.end()
-		f.shard.arrived(f.key, payloads[next:], now)
+		f.again(payloads[next:], now)
 	}
+}
+
+// again gives up the flow, and has what its client sends decided as if it were the first: those datagrams, what else waits at the
+// socket, and whatever comes. The socket is out of the way before anything is decided. Were it not, the kernel, told to forward
+// the flow, would find it for the next datagram (early demux), and ip_forward drops what has a socket.
+func (f *flow) again(payloads [][]byte, now int64) {
+	s := f.shard
+	all := cloned(nil, payloads)
+	disconnect(f.socket.fd) // so that what comes from now on reaches the listener
+	for first, end := s.emptied().receive(f.socket.fd); first < end; first, end = s.emptied().receive(f.socket.fd) {
+		all = cloned(all, s.received(first, end))
+	}
+	f.end()
+	s.arrived(f.key, all, now)
+}
+
+func cloned(to, payloads [][]byte) [][]byte {
+	for _, p := range payloads {
+		to = append(to, bytes.Clone(p))
+	}
+	return to
 }
 
 // nextConnection is where another connection begins; at the end, if none does.
@@ -147,11 +168,8 @@ func (f *flow) send(payloads [][]byte, now int64) {
 func (f *flow) settle(datagrams [][]byte, now int64) bool {
 	s := f.shard
 	route, ok := s.server().flow(policy.UDP, f.key.client.addrPort(), f.key.remote.addrPort())
-	if ok && route.Sniff {
-		route, ok = s.decideNow(f.key, datagrams)
-	}
-	if ok && route.forwarded() {
-		f.handOver(route.Mark, datagrams)
+	if ok && (route.Sniff || route.forwarded()) {
+		f.again(datagrams, now)
 		return false
 	}
 	var x *session

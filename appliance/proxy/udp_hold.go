@@ -96,19 +96,6 @@ func (h *held) forget() {
 	h.mine.leave()
 }
 
-// decideNow is the route of a flow that has a socket already and cannot be held.
-func (s *shard) decideNow(key flowKey, datagrams [][]byte) (Route, bool) {
-	var q sniff.QUIC
-	var r sniff.Result
-	for _, d := range datagrams {
-		if r = q.Datagram(d); r.Status != sniff.More {
-			break
-		}
-	}
-	s.server().sniffed.count(r, false)
-	return s.server().decide(s.udp.ctx, policy.UDP, key.client.addrPort(), key.remote.addrPort(), r)
-}
-
 // holding is what a shard holds.
 type holding struct {
 	shard *shard

@@ -65,16 +65,3 @@ func openReplay(client endpoint, mark uint32) (fd int, err error) {
 		return nil
 	})
 }
-
-// handOver ends a flow that the kernel forwards from now on.
-func (f *flow) handOver(mark uint32, datagrams [][]byte) {
-	s := f.shard
-	for len(datagrams) > 0 {
-		if refused := s.replay(f.key, mark, datagrams); refused != 0 {
-			s.server().refuse(refused, len(datagrams))
-		}
-		first, end := s.emptied().receive(f.socket.fd)
-		datagrams = s.received(first, end)
-	}
-	f.end()
-}

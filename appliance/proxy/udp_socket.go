@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -106,6 +107,12 @@ func openFlow(key flowKey, mark uint32) (fd int, err error) {
 		}
 		return nil
 	})
+}
+
+// disconnect leaves a socket bound, and without a peer (connect(2), AF_UNSPEC).
+func disconnect(fd int) {
+	var unspecified sockaddr // AF_UNSPEC is 0
+	unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspecified)), unsafe.Sizeof(unspecified))
 }
 
 // growBuffers passes the limits of net.core.[rw]mem_max where CAP_NET_ADMIN allows. A small buffer
