@@ -346,7 +346,33 @@ func (s *boxSocket) bind(t *testing.T, a netip.AddrPort) {
 	}
 }
 
-func (s *boxSocket) connect(to netip.AddrPort) error { return unix.Connect(s.fd, s.sockaddr(to)) }
+// persist makes a system call again that a signal interrupted. The kernel does not, of a socket that waits only so long (signal(7)).
+func persist(call func() error) (err error) {
+	for err = unix.EINTR; err == unix.EINTR; err = call() {
+	}
+	return err
+}
+
+func (s *boxSocket) connect(to netip.AddrPort) error {
+	return persist(func() error { return unix.Connect(s.fd, s.sockaddr(to)) })
+}
+
+// Read is read(2): nothing and no error at the end.
+func (s *boxSocket) Read(b []byte) (n int, err error) {
+	err = persist(func() (err error) { n, err = unix.Read(s.fd, b); return err })
+	return n, err
+}
+
+func (s *boxSocket) Write(b []byte) (n int, err error) {
+	err = persist(func() (err error) { n, err = unix.Write(s.fd, b); return err })
+	return n, err
+}
+
+// from is recvfrom(2).
+func (s *boxSocket) from(b []byte) (n int, from unix.Sockaddr, err error) {
+	err = persist(func() (err error) { n, from, err = unix.Recvfrom(s.fd, b, 0); return err })
+	return n, from, err
+}
 
 // disconnect makes a UDP socket one without a peer (connect(2), AF_UNSPEC).
 func (s *boxSocket) disconnect(t *testing.T) {
@@ -383,7 +409,7 @@ func (s *boxSocket) mark(t *testing.T) int {
 func (s *boxSocket) greeting() (netip.AddrPort, error) {
 	var line []byte
 	for b := []byte{0}; b[0] != '\n'; line = append(line, b[0]) { // no more than the line: what follows is an answer
-		n, err := unix.Read(s.fd, b)
+		n, err := s.Read(b)
 		if err == nil && n == 0 {
 			err = errors.New("it has ended")
 		}
@@ -403,7 +429,7 @@ func (s *boxSocket) mirror(size int) error {
 	done := make(chan error, 1)
 	go func() {
 		for rest := sent; len(rest) > 0; {
-			n, err := unix.Write(s.fd, rest)
+			n, err := s.Write(rest)
 			if err != nil {
 				done <- fmt.Errorf("sending: %w", err)
 				return
@@ -415,7 +441,7 @@ func (s *boxSocket) mirror(size int) error {
 	got := make([]byte, 0, size)
 	b := make([]byte, 64<<10)
 	for len(got) < size {
-		n, err := unix.Read(s.fd, b)
+		n, err := s.Read(b)
 		if err == nil && n == 0 {
 			err = errors.New("it has ended")
 		}
@@ -433,7 +459,7 @@ func (s *boxSocket) mirror(size int) error {
 // answer reads a datagram: who sent it, as whom he saw the socket, and the length of what he got.
 func (s *boxSocket) answer() (from, saw netip.AddrPort, length int, err error) {
 	var b [128]byte
-	n, sa, err := unix.Recvfrom(s.fd, b[:], 0)
+	n, sa, err := s.from(b[:])
 	if err != nil {
 		return from, saw, 0, fmt.Errorf("reading an answer: %w", err)
 	}
@@ -447,7 +473,7 @@ func (s *boxSocket) answer() (from, saw netip.AddrPort, length int, err error) {
 // sendTo sends a datagram to somebody; without an address, to the socket's peer.
 func (s *boxSocket) sendTo(to netip.AddrPort, size int) error {
 	if !to.IsValid() {
-		_, err := unix.Write(s.fd, make([]byte, size))
+		_, err := s.Write(make([]byte, size))
 		return err
 	}
 	return unix.Sendto(s.fd, make([]byte, size), 0, s.sockaddr(to))

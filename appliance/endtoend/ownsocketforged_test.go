@@ -139,7 +139,7 @@ func TestOwnPublished(t *testing.T) {
 				_, err = client.Write([]byte("hello"))
 				need(t, err)
 				b := make([]byte, 16)
-				n, from, err := unix.Recvfrom(s.fd, b, 0)
+				n, from, err := s.from(b)
 				need(t, err)
 				if service.info {
 					err = unix.Sendmsg(s.fd, b[:n], packetInfo(f.domain == unix.AF_INET6, f.box, 0), from, 0)

@@ -96,7 +96,7 @@ func TestOwnSocketOfADevice(t *testing.T) {
 			need(t, s.connect(f.at(proxiedPort)))
 			s.bindDevice(t, index)
 			for range 3 {
-				unix.Write(s.fd, []byte("to whom?")) // an error, or lost: nothingLeaks says that it does not leave
+				s.Write([]byte("to whom?")) // an error, or lost: nothingLeaks says that it does not leave
 			}
 		}
 	})
@@ -225,7 +225,7 @@ func TestOwnFastOpen(t *testing.T) {
 						if err := s.connect(f.at(v.port)); err != nil {
 							return err
 						}
-						_, err := unix.Write(s.fd, []byte("first"))
+						_, err := s.Write([]byte("first"))
 						return err
 					},
 				} {
@@ -241,7 +241,7 @@ func TestOwnFastOpen(t *testing.T) {
 					need(t, err)
 					f.saw(t, v.verdict, saw, s)
 					b := make([]byte, len("first"))
-					if _, err := unix.Read(s.fd, b); err != nil || string(b) != "first" {
+					if _, err := s.Read(b); err != nil || string(b) != "first" {
 						t.Errorf("%s: %q came back, %v", how, b, err)
 					}
 					s.close()

@@ -108,9 +108,9 @@ func TestOwnTCPPortsAgain(t *testing.T) {
 			s.close()
 		},
 		"ended by the server": func(t *testing.T, s *boxSocket) {
-			_, err := unix.Write(s.fd, []byte(leave))
+			_, err := s.Write([]byte(leave))
 			need(t, err)
-			n, err := unix.Read(s.fd, make([]byte, 16))
+			n, err := s.Read(make([]byte, 16))
 			if n != 0 || err != nil {
 				t.Fatalf("the server does not close: %d, %v", n, err)
 			}
@@ -172,9 +172,9 @@ func TestOwnTCPAbruptEnd(t *testing.T) {
 		w.inAll(t, "with bytes unread, "+how, func(t *testing.T, f family) {
 			for range 10 {
 				s := begin(t, f, bound)
-				_, err := unix.Write(s.fd, []byte(pour))
+				_, err := s.Write([]byte(pour))
 				need(t, err)
-				_, err = unix.Read(s.fd, make([]byte, 1))
+				_, err = s.Read(make([]byte, 1))
 				need(t, err)
 				s.close()
 			}
@@ -182,7 +182,7 @@ func TestOwnTCPAbruptEnd(t *testing.T) {
 		})
 		w.inAll(t, "half closed, "+how, func(t *testing.T, f family) {
 			s := begin(t, f, bound)
-			_, err := unix.Write(s.fd, []byte(pour))
+			_, err := s.Write([]byte(pour))
 			need(t, err)
 			need(t, unix.Shutdown(s.fd, unix.SHUT_RDWR))
 			s.close()

@@ -142,11 +142,11 @@ func (r *racer) once(i int) (saw netip.Addr, err error) {
 	if kind == dns.TypeA {
 		to := &unix.SockaddrInet4{Port: racePort, Addr: [4]byte(address)}
 		r.delays = append(r.delays, time.Since(answered))
-		err = unix.Connect(c, to)
+		err = persist(func() error { return unix.Connect(c, to) })
 	} else {
 		to := &unix.SockaddrInet6{Port: racePort, Addr: [16]byte(address)}
 		r.delays = append(r.delays, time.Since(answered))
-		err = unix.Connect(c, to)
+		err = persist(func() error { return unix.Connect(c, to) })
 	}
 	if err != nil {
 		return saw, fmt.Errorf("connecting: %w", err)
@@ -154,11 +154,16 @@ func (r *racer) once(i int) (saw netip.Addr, err error) {
 	if got, _ := netip.AddrFromSlice(address); got != raceAddress(i) {
 		return saw, fmt.Errorf("the answer was %s", got)
 	}
-	n, err := unix.Read(c, r.buffer[:])
+	n, err := r.read(c)
 	if err != nil {
 		return saw, fmt.Errorf("reading as whom the server sees us: %w", err)
 	}
 	return netip.ParseAddr(string(bytes.TrimSpace(r.buffer[:n])))
+}
+
+func (r *racer) read(fd int) (n int, err error) {
+	err = persist(func() (err error) { n, err = unix.Read(fd, r.buffer[:]); return err })
+	return n, err
 }
 
 // ask returns the address, which are the last bytes of an answer of one record.
@@ -172,7 +177,7 @@ func (r *racer) ask(question []byte, kind uint16) (address []byte, answered time
 			return nil, answered, err
 		}
 		for {
-			n, err := unix.Read(r.query, r.buffer[:])
+			n, err := r.read(r.query)
 			answered = time.Now()
 			if errors.Is(err, unix.EAGAIN) {
 				r.Again++
