@@ -162,6 +162,7 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 	return own_act(skb, p, flow);
 }
 
+/* Two functions: to the verifier what the two look-ups find are different kinds of pointers, and one call cannot have both. */
 static __noinline bool own_receives_tcp(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
