@@ -455,6 +455,44 @@ func TestOwnUDPAnswer(t *testing.T) {
 	}
 }
 
+// What waits at a flow that its remote began, another connection among it, is more than is read at once: all of it goes on, once.
+func TestOwnUDPAnswerInBulk(t *testing.T) {
+	r := newOwnRig(t, Options{})
+	r.decide(policy.OutboundDirect, false)
+	third := r.udpSocket(r.internet, netip.AddrPortFrom(third4, 0))
+	server := r.udpServer(netip.AddrPortFrom(server4, 0), func(_ *net.UDPConn, from netip.AddrPort, _ []byte) {
+		third.WriteToUDPAddrPort([]byte("unasked"), from)
+	})
+	c := r.ownUDP(server4, netip.Addr{})
+	c.send(server, []byte("hello"))
+	if payload, _, err := c.receive(); err != nil || string(payload) != "unasked" {
+		t.Fatalf("received %q, %v", payload, err)
+	}
+	r.decide(policy.OutboundDirect, true)
+	sent := [][]byte{[]byte("answer"), initials(t, "another.example.com")[0]}
+	for i := range 2 * batchSize {
+		sent = append(sent, fmt.Appendf(nil, "answer %d", i))
+	}
+	s := r.server.udp.shardOf(endpointOf(udpAddr(c.UDPConn)))
+	s.mu.Lock() // until all lies in the flow's socket
+	for _, d := range sent {
+		c.send(udpAddr(third), d)
+	}
+	s.mu.Unlock()
+	missing := make(map[string]bool)
+	for _, d := range sent {
+		missing[string(d)] = true
+	}
+	third.SetReadDeadline(time.Now().Add(10 * time.Second))
+	for b := make([]byte, 2000); len(missing) > 0; {
+		n, _, err := third.ReadFromUDPAddrPort(b)
+		if err != nil || !missing[string(b[:n])] {
+			t.Fatalf("received %q, %v; %d are missing", b[:n], err, len(missing))
+		}
+		delete(missing, string(b[:n]))
+	}
+}
+
 // The bits of the mark that rules choose are on what the box sends for direct flows, and each mark has a mapping of its own, for it may go
 // another way; what the datapath put there beside them is not.
 func TestOwnMark(t *testing.T) {

@@ -95,6 +95,9 @@ func (s *shard) received(first, end int) [][]byte {
 // up sends datagrams of the client to the remote. Where another QUIC connection begins in those of a flow that is relayed directly, the
 // flow ends: that connection may be meant for another site, and is decided by itself. (bpf/flow.h: opens_quic.)
 func (f *flow) up(payloads [][]byte, now int64) {
+	if f.unasked && !f.settle(payloads, now) {
+		return
+	}
 	next := f.nextConnection(payloads)
 	if next > 0 {
 		f.send(payloads[:next], now)
@@ -109,20 +112,22 @@ func (f *flow) up(payloads [][]byte, now int64) {
 // the flow, would find it for the next datagram (early demux), and ip_forward drops what has a socket.
 func (f *flow) again(payloads [][]byte, now int64) {
 	s := f.shard
-	all := cloned(nil, payloads)
 	disconnect(f.socket.fd) // so that what comes from now on reaches the listener
-	for first, end := s.emptied().receive(f.socket.fd); first < end; first, end = s.emptied().receive(f.socket.fd) {
-		all = cloned(all, s.received(first, end))
-	}
+	all := s.drained(f.socket.fd, payloads)
 	f.end()
 	s.arrived(f.key, all, now)
 }
 
-func cloned(to, payloads [][]byte) [][]byte {
-	for _, p := range payloads {
-		to = append(to, bytes.Clone(p))
+// drained is copies of datagrams, and of all others that wait at a socket.
+func (s *shard) drained(fd int, payloads [][]byte) (all [][]byte) {
+	for {
+		for _, p := range payloads {
+			all = append(all, bytes.Clone(p))
+		}
+		if payloads = s.received(s.emptied().receive(fd)); len(payloads) == 0 {
+			return all
+		}
 	}
-	return to
 }
 
 // nextConnection is where another connection begins; at the end, if none does.
@@ -144,9 +149,6 @@ func (f *flow) nextConnection(payloads [][]byte) int {
 }
 
 func (f *flow) send(payloads [][]byte, now int64) {
-	if f.unasked && !f.settle(payloads, now) {
-		return
-	}
 	f.touch(now)
 	x := f.session
 	if x.state == dialing {
