@@ -72,19 +72,30 @@ static __always_inline __u32 tuple_of(const struct packet *p, struct bpf_sock_tu
 	return sizeof(tuple->ipv4);
 }
 
-/* The state of the TCP socket that the packet belongs to; 0 if none or only a listener. */
-static __always_inline __u32 tcp_socket_state(struct __sk_buff *skb, const struct packet *p)
+/* The TCP socket that the packet belongs to, if it is more than a listener; to be released. */
+static __always_inline struct bpf_sock *tcp_socket(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size = tuple_of(p, &tuple);
 	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+
+	if (!sk || sk->state != BPF_TCP_LISTEN)
+		return sk;
+	bpf_sk_release(sk);
+	return NULL;
+}
+
+/* The state of that socket; 0 if there is none. */
+static __always_inline __u32 tcp_socket_state(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock *sk = tcp_socket(skb, p);
 	__u32 state;
 
 	if (!sk)
 		return 0;
 	state = sk->state;
 	bpf_sk_release(sk);
-	return state == BPF_TCP_LISTEN ? 0 : state;
+	return state;
 }
 
 static __always_inline int assign(struct __sk_buff *skb, const struct packet *p,

@@ -162,19 +162,21 @@ static __always_inline int own_flow_packet(struct __sk_buff *skb, const struct p
 	return own_act(skb, p, flow);
 }
 
+static __always_inline bool own_give(struct __sk_buff *skb, const struct packet *p,
+				     struct bpf_sock *sk)
+{
+	bool given = p->fragment || !bpf_sk_assign(skb, sk, 0);
+
+	bpf_sk_release(sk);
+	return given;
+}
+
 /* Two functions: to the verifier what the two look-ups find are different kinds of pointers, and one call cannot have both. */
 static __noinline bool own_receives_tcp(struct __sk_buff *skb, const struct packet *p)
 {
-	struct bpf_sock_tuple tuple = {};
-	__u32 size = tuple_of(p, &tuple);
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	bool receives;
+	struct bpf_sock *sk = tcp_socket(skb, p);
 
-	if (!sk)
-		return false;
-	receives = sk->state != BPF_TCP_LISTEN && (p->fragment || !bpf_sk_assign(skb, sk, 0));
-	bpf_sk_release(sk);
-	return receives;
+	return sk && own_give(skb, p, sk);
 }
 
 static __noinline bool own_receives_udp(struct __sk_buff *skb, const struct packet *p)
@@ -182,13 +184,8 @@ static __noinline bool own_receives_udp(struct __sk_buff *skb, const struct pack
 	struct bpf_sock_tuple tuple = {};
 	__u32 size = tuple_of(p, &tuple);
 	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	bool receives;
 
-	if (!sk)
-		return false;
-	receives = p->fragment || !bpf_sk_assign(skb, sk, 0);
-	bpf_sk_release(sk);
-	return receives;
+	return sk && own_give(skb, p, sk);
 }
 
 /*
